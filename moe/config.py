@@ -86,9 +86,7 @@ class Config(BaseModel):
     n_heads: Annotated[
         int,
         Field(ge=1, le=64, description="attention heads; divides d_model into an even head width"),
-        Acts(
-            on="loss", source="Vaswani et al. 2017, arXiv:1706.03762", search=Search(choices=(1, 2, 4, 8, 16))
-        ),
+        Acts(on="loss", source="Vaswani et al. 2017, arXiv:1706.03762", search=Search(choices=(1, 2, 4, 8, 16))),
     ]
     seq_len: Annotated[
         int,
@@ -114,9 +112,7 @@ class Config(BaseModel):
     num_experts: Annotated[
         int,
         Field(ge=1, le=256, description="routed experts per layer"),
-        Acts(
-            on="loss", source="Shazeer et al. 2017, arXiv:1701.06538", search=Search(choices=(1, 2, 4, 8, 16))
-        ),
+        Acts(on="loss", source="Shazeer et al. 2017, arXiv:1701.06538", search=Search(choices=(1, 2, 4, 8, 16))),
     ]
     top_k: Annotated[
         int,
@@ -139,9 +135,7 @@ class Config(BaseModel):
     ]
     normalize_gates: Annotated[
         bool,
-        Field(
-            description="scale the chosen experts' gates to sum to 1 (Mixtral) or leave the raw softmax (Switch)"
-        ),
+        Field(description="scale the chosen experts' gates to sum to 1 (Mixtral) or leave the raw softmax (Switch)"),
         Acts(on="loss", source="Mixtral, arXiv:2401.04088", search=Search(choices=(True, False))),
     ]
     load_balance_weight: Annotated[
@@ -188,9 +182,7 @@ class Config(BaseModel):
     ]
     tokenizer: Annotated[
         Literal["byte", "bpe"],
-        Field(
-            description="byte: the 256 bytes; bpe: byte-level BPE of vocab_size trained on the training split"
-        ),
+        Field(description="byte: the 256 bytes; bpe: byte-level BPE of vocab_size trained on the training split"),
         Acts(on="loss", source="byte-level BPE, GPT-2", role="budget"),
     ]
     vocab_size: Annotated[
@@ -207,16 +199,12 @@ class Config(BaseModel):
     ]
     min_lr_ratio: Annotated[
         float,
-        Field(
-            ge=0.0, le=1.0, description="learning rate at the end of the cosine, as a fraction of the peak"
-        ),
+        Field(ge=0.0, le=1.0, description="learning rate at the end of the cosine, as a fraction of the peak"),
         Acts(on="schedule", source="Chinchilla, arXiv:2203.15556 (0.1)", search=Search(low=0.0, high=0.5)),
     ]
     warmup_fraction: Annotated[
         float,
-        Field(
-            ge=0.0, le=0.9, description="part of the optimizer steps spent raising the learning rate from 0"
-        ),
+        Field(ge=0.0, le=0.9, description="part of the optimizer steps spent raising the learning rate from 0"),
         Acts(on="schedule", source="Vaswani et al. 2017, arXiv:1706.03762", search=Search(low=0.0, high=0.3)),
     ]
     weight_decay: Annotated[
@@ -260,9 +248,7 @@ class Config(BaseModel):
     # Budget: exactly one of the two
     budget_tokens: Annotated[
         int | None,
-        Field(
-            ge=1, le=10**12, description="training tokens; the run ends at the last whole batch within them"
-        ),
+        Field(ge=1, le=10**12, description="training tokens; the run ends at the last whole batch within them"),
         Acts(on="schedule", source="equal tokens on both sides", role="budget"),
     ] = None
     budget_seconds: Annotated[
@@ -307,22 +293,16 @@ class Config(BaseModel):
     def _consistent(self) -> Self:
         problems = []
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
-            problems.append(
-                f"n_heads={self.n_heads} must divide d_model={self.d_model} into an even head width"
-            )
+            problems.append(f"n_heads={self.n_heads} must divide d_model={self.d_model} into an even head width")
 
         if self.top_k > self.num_experts:
             problems.append(f"top_k={self.top_k} is more than num_experts={self.num_experts}")
 
         if self.batch_size % self.micro_batch_size:
-            problems.append(
-                f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}"
-            )
+            problems.append(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}")
 
         if self.micro_batch_size % self.routing_group:
-            problems.append(
-                f"routing_group={self.routing_group} must divide micro_batch_size={self.micro_batch_size}"
-            )
+            problems.append(f"routing_group={self.routing_group} must divide micro_batch_size={self.micro_batch_size}")
 
         if self.tokenizer == "byte" and self.vocab_size != 256:
             problems.append(f"vocab_size={self.vocab_size} must be 256 with the byte tokenizer")
@@ -352,7 +332,7 @@ def _describe(name: str) -> Knob:
     acts = next(item for item in field.metadata if isinstance(item, Acts))
     types = [part for part in get_args(field.annotation) or (field.annotation,) if part is not type(None)]
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    kind = "str" if choices else types[0].__name__
+    kind: Any = "str" if choices else types[0].__name__
     bounds: dict[str, float] = {}
     for item in field.metadata:
         for key in ("ge", "gt", "le", "lt"):
@@ -495,14 +475,10 @@ def apply_treatment(base: Config, treatment: Mapping[str, Any]) -> Config:
     for name in treatment:
         role = KNOBS[name].role
         if role != "science":
-            raise ConfigError(
-                f"{name} is {role}, equal on both sides of a comparison; a treatment cannot change it"
-            )
+            raise ConfigError(f"{name} is {role}, equal on both sides of a comparison; a treatment cannot change it")
 
         if getattr(config, name) == getattr(base, name):
-            raise ConfigError(
-                f"{name}={treatment[name]!r} is the baseline's own value; it would change nothing"
-            )
+            raise ConfigError(f"{name}={treatment[name]!r} is the baseline's own value; it would change nothing")
 
     return config
 
