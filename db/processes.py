@@ -1,0 +1,128 @@
+"""Locks, signals and spawning: the one module that knows how our processes hold on to each other.
+
+A lock is an flock on an open file. The descriptor can be inherited, so that a lock held by a process tree is free
+exactly when the whole tree is dead, whatever killed it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class FileLock:
+    """An exclusive lock on a file, held until close() and by every process that inherited its descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens (and makes) the file without locking it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def acquire(self, timeout: float = 0.0) -> bool:
+        """Whether the lock was taken within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return False
+
+                time.sleep(0.02)
+
+    def release(self) -> None:
+        """Frees the lock for everyone who holds the descriptor; the file stays open."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Closes this process's descriptor. Processes that inherited it go on holding the lock."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether any process holds the lock on `path`; False when there is no such file."""
+    if not path.exists():
+        return False
+
+    with FileLock(path) as lock:
+        return not lock.acquire()
+
+
+def spawn_module(
+    module: str, arguments: Sequence[str], *, log: Path, keep_fds: Sequence[int] = (), cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts `python -m module arguments` in a session of its own, its output appended to `log`.
+
+    A session of its own, because chat clients kill the whole process group of a server. Only `keep_fds` are inherited.
+    Signal dispositions are reset: an ignored SIGCHLD would be inherited and falsify every exit code below.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            pass_fds=tuple(keep_fds),
+            start_new_session=True,
+            restore_signals=True,
+            cwd=cwd,
+        )
+
+
+def kill_session(leader: int) -> None:
+    """SIGKILLs the process group that `leader` leads, if any of it is left."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees all of it or nothing: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """Within it, SIGTERM and SIGINT append their number to the list instead of killing."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda got, _frame: received.append(got))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

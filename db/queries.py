@@ -1,0 +1,264 @@
+"""What is shown: every number on a page, in a tool's answer or in a report is a stored column or a query here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from db.interactions import usd_today
+from db.records import Run, RunKind, RunStatus, Runner
+from db.runners import list_runners
+from db.store import Store
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RunProgress(_View):
+    """A run, and where it stands. Times in seconds; None where nothing is known yet."""
+
+    run_id: int
+    kind: RunKind
+    status: RunStatus
+    seed: int
+    arm: str | None = None
+    experiment_id: int | None = None
+    title: str | None = None
+    step: int | None
+    steps: int | None
+    train_loss: float | None
+    val_bpb: float | None
+    seconds: float | None
+    seconds_left: float | None
+    tokens_per_second: float | None
+    error: str | None
+
+
+class GpuReading(_View):
+    """The newest look at the card."""
+
+    at: str
+    utilization_percent: float | None
+    memory_bytes: int | None
+    temperature_celsius: float | None
+    power_watts: float | None
+
+
+class Overview(_View):
+    """The whole lab at a glance."""
+
+    experiments: dict[str, int]
+    runs: dict[str, int]
+    verdicts: dict[str, int]
+    running: list[RunProgress]
+    queued: int
+    seconds_left: float | None
+    runners: list[Runner]
+    gpu: GpuReading | None
+    tasks_open: int
+    cycles_running: int
+    interactions: int
+    usd_today: float
+
+
+class Pair(_View):
+    """The runs of one seed on both sides of a comparison."""
+
+    seed: int
+    baseline: Run | None
+    treatment: Run | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One point of a curve; value None where it was not finite."""
+
+    step: int
+    value: float | None
+
+
+def overview(store: Store) -> Overview:
+    """Counts, what runs, the cards, the money."""
+    gpu = store.row("SELECT * FROM gpu_samples ORDER BY id DESC LIMIT 1")
+    running = running_runs(store)
+    return Overview(
+        experiments=_counts(store, "experiments", "status"),
+        runs=_counts(store, "runs", "status"),
+        verdicts=_counts(store, "current_verdicts", "verdict"),
+        running=running,
+        queued=int(store.value("SELECT count(*) FROM runs WHERE status = 'queued'")),
+        seconds_left=_seconds_left(store, running),
+        runners=list_runners(store),
+        gpu=GpuReading.model_validate(gpu) if gpu else None,
+        tasks_open=int(store.value("SELECT count(*) FROM tasks WHERE status IN ('queued', 'running')")),
+        cycles_running=int(store.value("SELECT count(*) FROM cycles WHERE status = 'running'")),
+        interactions=int(store.value("SELECT count(*) FROM interactions")),
+        usd_today=usd_today(store),
+    )
+
+
+def running_runs(store: Store) -> list[RunProgress]:
+    """The runs that are being done now, each with the oldest open experiment that asked for it."""
+    rows = store.rows(
+        """
+        SELECT runs.*, experiment_runs.arm, min(experiments.id) AS experiment_id, experiments.title
+        FROM runs LEFT JOIN experiment_runs ON experiment_runs.run_id = runs.id
+        LEFT JOIN experiments ON experiments.id = experiment_runs.experiment_id
+        WHERE runs.status = 'running' GROUP BY runs.id ORDER BY runs.id
+        """
+    )
+    return [_progress(row) for row in rows]
+
+
+def runs_of_experiment(store: Store, experiment_id: int) -> list[RunProgress]:
+    """All runs of one experiment: probes, then pairs in the order of their seeds."""
+    rows = store.rows(
+        """
+        SELECT runs.*, experiment_runs.arm, experiment_runs.experiment_id, experiments.title
+        FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+        JOIN experiments ON experiments.id = experiment_runs.experiment_id
+        WHERE experiment_runs.experiment_id = ? ORDER BY runs.kind = 'train', runs.seed, experiment_runs.arm
+        """,
+        (experiment_id,),
+    )
+    return [_progress(row) for row in rows]
+
+
+def pairs(store: Store, experiment_id: int) -> list[Pair]:
+    """The training runs of an experiment, paired by seed."""
+    by_seed: dict[int, dict[str, Run]] = {}
+    for row in store.rows(
+        """
+        SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+        WHERE experiment_runs.experiment_id = ? AND runs.kind = 'train' ORDER BY runs.seed
+        """,
+        (experiment_id,),
+    ):
+        by_seed.setdefault(row["seed"], {})[row["arm"]] = Run.of(row)
+
+    return [
+        Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
+        for seed, arms in by_seed.items()
+    ]
+
+
+def probe_runs(store: Store, experiment_id: int) -> list[Run]:
+    """The probes of an experiment, newest last."""
+    rows = store.rows(
+        """
+        SELECT runs.* FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+        WHERE experiment_runs.experiment_id = ? AND runs.kind = 'probe' ORDER BY runs.id
+        """,
+        (experiment_id,),
+    )
+    return [Run.of(row) for row in rows]
+
+
+def experiment_seconds(store: Store, experiment_id: int) -> float:
+    """Wall-clock seconds that the attempts of an experiment's runs took, shared runs in full."""
+    return float(
+        store.value(
+            """
+            SELECT coalesce(sum((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0), 0.0)
+            FROM experiment_runs JOIN attempts ON attempts.run_id = experiment_runs.run_id
+            WHERE experiment_runs.experiment_id = ? AND attempts.ended_at IS NOT NULL
+            """,
+            (experiment_id,),
+        )
+    )
+
+
+def flops_per_second(store: Store, hardware_class: str) -> float | None:
+    """Training FLOP/s that this hardware class has reached over its last 20 runs; None before the first."""
+    value = store.value(
+        """
+        SELECT avg(rate) FROM (
+            SELECT json_extract(score, '$.flops') / json_extract(score, '$.train_seconds') AS rate FROM runs
+            WHERE kind = 'train' AND status = 'completed' AND hardware_class = ?
+              AND json_extract(score, '$.train_seconds') > 0
+            ORDER BY id DESC LIMIT 20)
+        """,
+        (hardware_class,),
+    )
+    return None if value is None else float(value)
+
+
+def curve(store: Store, run_id: int, metric: str, *, points: int = 200) -> list[CurvePoint]:
+    """A metric of a run's latest attempt, thinned to about `points` points, the first and the last kept."""
+    rows = store.rows(
+        """
+        WITH series AS (
+            SELECT step, value, row_number() OVER (ORDER BY step) AS place, count(*) OVER () AS total
+            FROM metrics WHERE attempt_id = (SELECT max(id) FROM attempts WHERE run_id = :run)
+              AND name_id = (SELECT id FROM metric_names WHERE name = :metric))
+        SELECT step, value FROM series
+        WHERE place = 1 OR place = total OR place % max(1, total / :points) = 0 ORDER BY step
+        """,
+        {"run": run_id, "metric": metric, "points": points},
+    )
+    return [CurvePoint(step=row["step"], value=row["value"]) for row in rows]
+
+
+def metric_names(store: Store, run_id: int) -> list[str]:
+    """The metrics that a run's latest attempt has recorded."""
+    rows = store.rows(
+        """
+        SELECT DISTINCT metric_names.name FROM metrics JOIN metric_names ON metric_names.id = metrics.name_id
+        WHERE metrics.attempt_id = (SELECT max(id) FROM attempts WHERE run_id = ?) ORDER BY 1
+        """,
+        (run_id,),
+    )
+    return [row["name"] for row in rows]
+
+
+def lineage(store: Store, experiment_id: int) -> list[int]:
+    """An experiment's ancestors, the oldest first, ending with itself."""
+    rows = store.rows(
+        """
+        WITH RECURSIVE ancestors (id, parent_id) AS (
+            SELECT id, parent_id FROM experiments WHERE id = ?
+            UNION SELECT experiments.id, experiments.parent_id
+            FROM experiments JOIN ancestors ON experiments.id = ancestors.parent_id)
+        SELECT id FROM ancestors ORDER BY id
+        """,
+        (experiment_id,),
+    )
+    return [row["id"] for row in rows]
+
+
+def _counts(store: Store, table: str, column: str) -> dict[str, int]:
+    rows = store.rows(f"SELECT {column} AS name, count(*) AS n FROM {table} GROUP BY 1 ORDER BY 2 DESC, 1")
+    return {row["name"]: row["n"] for row in rows}
+
+
+def _progress(row: dict[str, Any]) -> RunProgress:
+    step, steps, seconds = row["step"], row["steps"], row["seconds"]
+    left = None
+    if row["status"] == "running" and step and steps and seconds:
+        left = seconds / step * (steps - step)
+
+    rate = row["tokens"] / seconds if row["tokens"] and seconds else None
+    return RunProgress(**row | {"run_id": row["id"], "seconds_left": left, "tokens_per_second": rate})
+
+
+def _seconds_left(store: Store, running: Sequence[RunProgress]) -> float | None:
+    # Queued runs take as long as runs of their kind have taken so far; before the first, nobody knows.
+    rows = store.rows(
+        """
+        SELECT queued.kind, queued.n, taken.seconds FROM
+            (SELECT kind, count(*) AS n FROM runs WHERE status = 'queued' GROUP BY kind) AS queued
+            LEFT JOIN (
+                SELECT runs.kind, avg((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0) AS seconds
+                FROM (SELECT * FROM attempts WHERE status = 'completed' ORDER BY id DESC LIMIT 50) AS attempts
+                JOIN runs ON runs.id = attempts.run_id GROUP BY runs.kind
+            ) AS taken ON taken.kind = queued.kind
+        """
+    )
+    parts = [row["n"] * row["seconds"] if row["seconds"] is not None else None for row in rows]
+    parts += [run.seconds_left for run in running if run.kind == "train"]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None

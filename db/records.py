@@ -1,0 +1,269 @@
+"""The rows of the lab as frozen, typed records, and the words for their states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+
+ExperimentStatus = Literal[
+    "suggested",
+    "approved",
+    "needs_work",
+    "rejected",
+    "superseded",
+    "queued",
+    "running",
+    "concluded",
+    "failed",
+    "cancelled",
+]
+RunStatus = Literal["queued", "running", "completed", "pruned", "failed", "cancelled"]
+RunKind = Literal["probe", "train"]
+Arm = Literal["probe", "baseline", "treatment"]
+Proposer = Literal["llm", "optimizer", "assistant", "catalog"]
+Reviewer = Literal["llm", "assistant", "rubric"]
+Decision = Literal["approve", "refine", "rewrite", "reject"]
+Direction = Literal["lower", "higher"]
+Word = Literal["improved", "worse", "equivalent", "no evidence yet", "invalid"]
+Value = bool | int | float | str | None
+
+ENDED_RUN: frozenset[RunStatus] = frozenset({"completed", "pruned", "failed", "cancelled"})
+ENDED_EXPERIMENT: frozenset[ExperimentStatus] = frozenset(
+    {"rejected", "superseded", "concluded", "failed", "cancelled"}
+)
+
+
+class Record(BaseModel):
+    """One row. Columns that hold JSON arrive as Python values."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """The record of a row as the database returns it."""
+        values = dict(row)
+        for name, field in cls.model_fields.items():
+            if isinstance(values.get(name), str) and _is_json(field.annotation):
+                values[name] = json.loads(values[name])
+
+        return cls.model_validate(values)
+
+
+def _is_json(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_is_json(part) for part in get_args(annotation))
+
+    return get_origin(annotation) in (dict, list)
+
+
+class Experiment(Record):
+    """One question. `baseline` is a whole config, `treatment` the overrides compared with it."""
+
+    id: int
+    title: str
+    hypothesis: str
+    method: str
+    domain: str
+    focus_area: str | None
+    preset: str
+    baseline: dict[str, Value]
+    treatment: dict[str, Value]
+    metric: str
+    direction: Direction
+    guard_metric: str | None
+    guard_margin: float | None
+    proposer: Proposer
+    source: str | None
+    parent_id: int | None
+    revision: int
+    cycle_id: int | None
+    status: ExperimentStatus
+    reason: str | None
+    priority: int
+    seeds: int
+    hardware_class: str | None
+    created_at: str
+    updated_at: str
+
+
+class Review(Record):
+    """Scores from 1 to 10 on the five criteria, their weighted mean, and where it leads."""
+
+    id: int
+    experiment_id: int
+    reviewer: Reviewer
+    novelty: float
+    feasibility: float
+    impact: float
+    clarity: float
+    efficiency: float
+    score: float
+    decision: Decision
+    feedback: str
+    success_probability: float | None
+    facts: dict[str, Any]
+    interaction_id: int | None
+    created_at: str
+
+
+class Runner(Record):
+    """One card, or the CPU of one host, and the daemon that drives it."""
+
+    id: int
+    hostname: str
+    device: Literal["cpu", "cuda"]
+    device_name: str
+    device_key: str
+    precision: Literal["fp32", "fp16"]
+    torch: str
+    hardware_class: str
+    memory_bytes: int
+    threads: int
+    status: Literal["registered", "running", "stopped"]
+    pid: int | None
+    boot_id: str | None
+    message: str | None
+    started_at: str
+    heartbeat_at: str
+
+
+class Run(Record):
+    """One child process on one config and seed; its progress, and its score when it is done."""
+
+    id: int
+    kind: RunKind
+    fingerprint: str
+    seed: int
+    hardware_class: str
+    config: dict[str, Value]
+    baseline: dict[str, Value] | None
+    needs_run_id: int | None
+    priority: int
+    status: RunStatus
+    cancel_requested: bool
+    step: int | None
+    steps: int | None
+    tokens: int | None
+    seconds: float | None
+    train_loss: float | None
+    val_bpb: float | None
+    score: dict[str, Any] | None
+    passed: bool | None
+    error: str | None
+    log_tail: str | None
+    failures: int
+    lost: int
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+class Attempt(Record):
+    """One try of a run by one runner, under a lease (seconds since boot) with a fencing token."""
+
+    id: int
+    run_id: int
+    runner_id: int
+    token: int
+    status: Literal["live", "completed", "failed", "lost", "cancelled"]
+    directory: str
+    pid: int | None
+    boot_id: str
+    lease_until: float
+    metrics_offset: int
+    exit_code: int | None
+    error: str | None
+    started_at: str
+    heartbeat_at: str
+    ended_at: str | None
+
+
+class Verdict(Record):
+    """What the runs say of a hypothesis. effect = treatment - baseline, in units of the metric."""
+
+    id: int
+    experiment_id: int
+    verdict: Word
+    final: bool
+    sentence: str
+    reason: str | None
+    method: str
+    metric: str
+    pairs: int
+    seeds: list[int]
+    baseline_mean: float | None
+    treatment_mean: float | None
+    effect: float | None
+    low: float | None
+    high: float | None
+    confidence: float | None
+    noise: float | None
+    baseline_parameters: int | None
+    treatment_parameters: int | None
+    baseline_active_parameters: int | None
+    treatment_active_parameters: int | None
+    baseline_flops: float | None
+    treatment_flops: float | None
+    cost_seconds: float
+    created_at: str
+
+
+class Insight(Record):
+    """A pattern over verdicts: what one knob, moved one way, has done so far."""
+
+    id: int
+    knob: str
+    direction: str
+    statement: str
+    verdict: Word
+    effect: float | None
+    verdict_count: int
+    created_at: str
+    updated_at: str
+
+
+class Task(Record):
+    """A call that an agent answers: in the call itself, or later in the mind process."""
+
+    id: int
+    kind: str
+    arguments: dict[str, Any]
+    idempotency_key: str | None
+    status: Literal["queued", "running", "done", "failed"]
+    result: dict[str, Any] | None
+    error: str | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+class Cycle(Record):
+    """One automatic research campaign: rounds of suggest, review, improve, enqueue, wait, learn."""
+
+    id: int
+    domain: str | None
+    focus_area: str | None
+    count: int
+    max_cycles: int
+    round: int
+    step: Literal["suggest", "review", "improve", "enqueue", "wait", "learn", "end"]
+    start_runner: bool
+    status: Literal["running", "done", "failed", "cancelled"]
+    error: str | None
+    created_at: str
+    updated_at: str
+
+
+class Event(Record):
+    """One line of the lab's journal."""
+
+    id: int
+    at: str
+    kind: str
+    message: str
+    experiment_id: int | None
+    run_id: int | None

@@ -1,0 +1,177 @@
+"""The lab's database file: connections, transactions, and nothing else.
+
+A Store is one SQLite connection and belongs to one thread. Writers begin IMMEDIATE, so that a transaction that reads
+and then writes cannot fail half-way; a commit is on disk when it returns (synchronous=FULL).
+
+SQLite comes from pysqlite3 where that is installed: 3.7.0 to 3.51.2 can lose commits in WAL mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sqlite3 as builtin_sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite3 where installed
+
+from db.errors import LabUnusableError
+from db.migrations import MIGRATIONS
+from db.processes import FileLock
+
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another; at saturation the busy handler is unfair (p99 2.7 s measured)."""
+
+_FAULTS = (sqlite3.DatabaseError, builtin_sqlite3.DatabaseError)
+
+
+class Store:
+    """One connection to `lab.db`, which is created and migrated when needed.
+
+    Raises (from every method):
+        LabUnusableError: the file cannot be read or written; the message says what to do.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        with self._explained():
+            if read_only:
+                connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+            else:
+                connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
+
+            connection.isolation_level = None  # BEGIN and COMMIT are ours alone
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = FULL")
+            self.database = Database(connection)
+            if not read_only:
+                self._migrate()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self.database.conn.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes within it, or none. One inside another joins it."""
+        connection = self.database.conn
+        if connection.in_transaction:
+            yield
+            return
+
+        with self._explained():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # a full disk may have rolled back already
+                    connection.execute("ROLLBACK")
+
+                raise
+
+    def rows(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """The rows of a query, or of a statement with RETURNING."""
+        with self._explained():
+            cursor = self.database.conn.execute(sql, values)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def row(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> dict[str, Any] | None:
+        """The first row, or None."""
+        return next(iter(self.rows(sql, values)), None)
+
+    def value(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Any:
+        """The first column of the first row, or None."""
+        row = self.row(sql, values)
+        return next(iter(row.values())) if row else None
+
+    def execute(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> int:
+        """Runs a statement that writes; returns the number of rows changed."""
+        with self._explained():
+            return int(self.database.conn.execute(sql, values).rowcount)
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Runs a statement once a row."""
+        with self._explained():
+            self.database.conn.executemany(sql, rows)
+
+    def insert(self, table: str, values: Mapping[str, Any]) -> int:
+        """Inserts one row, lists and dicts as JSON; returns its id."""
+        columns = ", ".join(values)
+        marks = ", ".join("?" for _ in values)
+        with self._explained():
+            cursor = self.database.conn.execute(
+                f"INSERT INTO {table} ({columns}) VALUES ({marks})", [to_column(value) for value in values.values()]
+            )
+            return int(cursor.lastrowid or 0)
+
+    def data_version(self) -> int:
+        """A number that changes when another connection has committed."""
+        return int(self.value("PRAGMA data_version"))
+
+    def _migrate(self) -> None:
+        applied = (
+            {row["name"] for row in self.rows("SELECT name FROM _sqlite_migrations")} if self._is_migrated() else ()
+        )
+        known = _known_migrations()
+        if unknown := sorted(set(applied) - known):
+            raise LabUnusableError(
+                f"{self.path} was written by a newer Blueberry ({', '.join(unknown)}); update this installation"
+            )
+
+        if set(applied) == known:
+            return
+
+        # Four processes that migrate at once fail often; the lock makes it one after the other.
+        with FileLock(self.path.with_name("migrate.lock")) as lock:
+            if not lock.acquire(BUSY_SECONDS):
+                raise LabUnusableError(f"another process has been migrating {self.path} for {BUSY_SECONDS:.0f} s")
+
+            self.database.conn.execute("PRAGMA journal_mode = WAL")
+            MIGRATIONS.apply(self.database)
+
+    def _is_migrated(self) -> bool:
+        return bool(self.value("SELECT count(*) FROM sqlite_master WHERE name = '_sqlite_migrations'"))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAULTS as error:
+            message = _explain(str(error), self.path)
+            if message is None:
+                raise  # a bug of ours, such as a broken constraint: not the user's to mend
+
+            raise LabUnusableError(message) from error
+
+
+@functools.cache
+def _known_migrations() -> frozenset[str]:
+    return frozenset(migration.name for migration in MIGRATIONS.pending(Database(memory=True)))
+
+
+def to_column(value: Any) -> Any:
+    """A Python value as SQLite stores it: lists and dicts as JSON text with sorted keys."""
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+
+    return value
+
+
+def _explain(text: str, path: Path) -> str | None:
+    table = {
+        "readonly": f"{path} is read-only; make the lab's folder writable, or name another lab with --lab",
+        "unable to open": f"{path} cannot be opened; check that its folder exists and is writable",
+        "disk is full": f"the disk that holds {path} is full; free some space and try again; nothing was half written",
+        "disk I/O error": f"reading or writing {path} failed; check the disk (full, or read-only?) and try again",
+        "not a database": f"{path} is not a database; move it away to start a new lab, or restore a backup",
+        "malformed": f"{path} is damaged; restore a backup, or save what is left with: sqlite3 {path} .recover",
+        "locked": f"{path} stayed locked for {BUSY_SECONDS:.0f} s by another program; close it and try again",
+    }
+    return next((message for sign, message in table.items() if sign in text), None)
