@@ -1,0 +1,1 @@
+"""The minds: who proposes, reviews, improves, plans, judges and draws conclusions."""

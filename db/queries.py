@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from db.interactions import usd_today
-from db.records import Run, RunKind, RunStatus, Runner
+from db.records import Run, RunKind, Runner, RunStatus
 from db.runners import list_runners
 from db.store import Store
 
@@ -252,7 +252,8 @@ def _seconds_left(store: Store, running: Sequence[RunProgress]) -> float | None:
         SELECT queued.kind, queued.n, taken.seconds FROM
             (SELECT kind, count(*) AS n FROM runs WHERE status = 'queued' GROUP BY kind) AS queued
             LEFT JOIN (
-                SELECT runs.kind, avg((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0) AS seconds
+                SELECT runs.kind,
+                       avg((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0) AS seconds
                 FROM (SELECT * FROM attempts WHERE status = 'completed' ORDER BY id DESC LIMIT 50) AS attempts
                 JOIN runs ON runs.id = attempts.run_id GROUP BY runs.kind
             ) AS taken ON taken.kind = queued.kind

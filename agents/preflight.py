@@ -1,0 +1,130 @@
+"""Before any GPU time is spent: what a treatment would cost, whether it fits, and which limit it breaks. No torch.
+
+A treatment over a limit of gpu_optimization is refused with the number, never clamped: clamping makes dead knobs.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import BaseModel, ConfigDict
+
+from db.errors import RefusedError
+from db.lab import Lab
+from db.queries import flops_per_second
+from db.records import Runner
+from db.runners import list_runners
+from moe.accounting import account, fit_micro_batch, peak_memory_bytes
+from moe.config import PRESETS, Config, ConfigError, apply
+
+T4_FLOPS = 13e12
+"""Training FLOP/s expected of a T4 in fp16 before one has been measured (reference: 20 % of its nominal 65 TFLOP/s)."""
+
+CPU_FLOPS_PER_CORE = 12e9
+"""Training FLOP/s expected of one CPU core in fp32 before one has been measured."""
+
+
+class Base(BaseModel):
+    """The baseline that new experiments of this lab are compared with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    preset: str
+    config: Config
+
+
+class Preflight(BaseModel):
+    """What one config costs on one runner. Memory in bytes, times in seconds; `problems` is empty when it may run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: int
+    active_parameters: int
+    flops: float | None
+    flops_per_token: float
+    memory_bytes: int
+    memory_available_bytes: int | None
+    micro_batch_size: int
+    seconds: float | None
+    problems: list[str]
+
+
+def base_of(lab: Lab) -> Base:
+    """The lab's preset with the fields of `baseline` in its configuration.
+
+    Raises:
+        RefusedError: those fields contradict the preset.
+    """
+    name = lab.settings.preset
+    if name == "auto":
+        name = "t4" if any(runner.device == "cuda" for runner in list_runners(lab.store)) else "micro"
+
+    try:
+        return Base(preset=name, config=apply(PRESETS[name], lab.settings.baseline))
+    except ConfigError as error:
+        raise RefusedError(f"the baseline in blueberry.toml cannot be used with preset {name}: {error}") from None
+
+
+def target_runner(lab: Lab) -> Runner | None:
+    """The runner that new runs are meant for: a card before a CPU, then the one last heard of; None before the first."""
+    return min(list_runners(lab.store), key=lambda runner: runner.device != "cuda", default=None)
+
+
+def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
+    """Accounts for `config` on `runner`; without one, for a CPU of this machine's size, without a memory limit."""
+    limits = lab.settings.gpu_optimization
+    precision = runner.precision if runner else "fp32"
+    available = int(runner.memory_bytes * limits.memory_safety_margin) if runner else None
+    problems = [
+        f"{name}={value} is over the limit {limit} ({key} in gpu_optimization)"
+        for name, value, limit, key in (
+            ("num_experts", config.num_experts, limits.max_experts, "max_experts"),
+            ("seq_len", config.seq_len, limits.max_sequence_length, "max_sequence_length"),
+        )
+        if value > limit
+    ]
+    micro = _micro_batch(config, available, precision, limits.max_batch_size)
+    if micro is None:
+        problems.append(
+            f"no micro-batch of {config.seq_len}-token sequences fits: the smallest needs "
+            f"{_smallest(config, precision) / 2**30:.1f} GiB of {(available or 0) / 2**30:.1f} GiB allowed, "
+            f"with at most {limits.max_batch_size} sequences (max_batch_size)"
+        )
+
+    fitted = config if micro is None else apply(config, {"micro_batch_size": micro})
+    cost = account(config)
+    rate = flops_per_second(lab.store, runner.hardware_class) if runner else None
+    rate = rate or (T4_FLOPS if runner and runner.device == "cuda" else CPU_FLOPS_PER_CORE * _cores(runner))
+    seconds = config.budget_seconds if cost.flops is None else cost.flops / rate
+    return Preflight(
+        parameters=cost.parameters,
+        active_parameters=cost.active_parameters,
+        flops=cost.flops,
+        flops_per_token=cost.flops_per_token,
+        memory_bytes=peak_memory_bytes(fitted, precision),
+        memory_available_bytes=available,
+        micro_batch_size=fitted.micro_batch_size,
+        seconds=seconds,
+        problems=problems,
+    )
+
+
+def _micro_batch(config: Config, available: int | None, precision: str, most: int) -> int | None:
+    sizes = [
+        size
+        for size in range(1, min(most, config.micro_batch_size) + 1)
+        if config.batch_size % size == 0 and size % config.routing_group == 0
+    ]
+    if not sizes:
+        return None
+
+    limited = apply(config, {"micro_batch_size": max(sizes)})
+    return limited.micro_batch_size if available is None else fit_micro_batch(limited, available, _named(precision))
+
+
+def _smallest(config: Config, precision: str) -> int:
+    return peak_memory_bytes(apply(config, {"micro_batch_size": config.routing_group}), _named(precision))
+
+
+def _cores(runner: Runner | None) -> int:
+    return runner.threads if runner else os.cpu_count() or 1
