@@ -1,0 +1,180 @@
+"""The run directory, the trainer's whole interface (moe/README.md): read the request, write results, record failure.
+
+Every `python -m moe.<kind> DIR` is one call of `run_in`: a failure of any sort becomes error.json, a traceback on
+stderr and exit code 1. A file that stands under its final name is whole, also after a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moe.config import Config, ConfigError
+
+Split = Literal["train", "val", "test"]
+
+
+class Request(BaseModel):
+    """config.json: what to do, on what, with which seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    config: Config
+    baseline: Config | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    device: Literal["cpu", "cuda"]
+    threads: Annotated[int, Field(ge=1)] | None = None
+    data_dir: Path
+    split: Split = "val"
+
+
+class NonFiniteError(ArithmeticError):
+    """Training met a loss, gradient or weight that is not a number, at `step`. Raised by moe/train.py."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step = step
+
+
+def run_in(work: Callable[[Path], None], arguments: list[str]) -> int:
+    """Do `work` in the directory named by `arguments`; returns the exit code."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        sys.stderr.write("one argument is needed: a run directory that contains config.json (see moe/README.md)\n")
+        return 2
+
+    directory = Path(arguments[0])
+    (directory / "error.json").unlink(missing_ok=True)
+    try:
+        work(directory)
+    except Exception as error:
+        traceback.print_exc()
+        write_json(directory / "error.json", describe_failure(error))
+        return 1
+
+    return 0
+
+
+def read_request(directory: Path) -> Request:
+    """Read config.json.
+
+    Raises:
+        ConfigError: it is missing, is not JSON, or has a field that is unknown, missing or out of bounds.
+    """
+    path = directory / "config.json"
+    try:
+        return Request.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_url=False)
+        ]
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from None
+
+
+def device_of(request: Request) -> torch.device:
+    """The device asked for, with the thread count set.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no CUDA device here")
+
+    return torch.device(request.device)
+
+
+def resolve_precision(config: Config, device: torch.device) -> Literal["fp32", "fp16"]:
+    """fp16 on CUDA and fp32 on CPU, unless the config says which.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which would be about a hundred times slower than fp32.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision=fp16 needs CUDA; on a CPU use auto or fp32")
+
+    if config.precision == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+
+    return config.precision
+
+
+def describe_failure(error: Exception) -> dict[str, Any]:
+    """error.json for `error`. On a CPU, torch reports a failed allocation as a bare RuntimeError."""
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    name = "out_of_memory" if memory else type(error).__name__
+    if isinstance(error, NonFiniteError):
+        name = "non_finite"
+
+    return {"error": name, "message": str(error), "step": getattr(error, "step", None)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory of this process so far: allocated on the card, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+
+    return _kilobytes(Path("/proc/self/status"), "VmHWM") or 0  # not ru_maxrss: on Linux it starts at the parent's
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process could have: of the whole card, or of what a Linux host has to spare; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
