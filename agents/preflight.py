@@ -6,6 +6,7 @@ A treatment over a limit of gpu_optimization is refused with the number, never c
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +17,8 @@ from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
 from moe.config import PRESETS, Config, ConfigError, apply
+
+Precision = Literal["fp32", "fp16"]
 
 T4_FLOPS = 13e12
 """Training FLOP/s expected of a T4 in fp16 before one has been measured (reference: 20 % of its nominal 65 TFLOP/s)."""
@@ -65,15 +68,10 @@ def base_of(lab: Lab) -> Base:
         raise RefusedError(f"the baseline in blueberry.toml cannot be used with preset {name}: {error}") from None
 
 
-def target_runner(lab: Lab) -> Runner | None:
-    """The runner that new runs are meant for: a card before a CPU, then the one last heard of; None before the first."""
-    return min(list_runners(lab.store), key=lambda runner: runner.device != "cuda", default=None)
-
-
 def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
     """Accounts for `config` on `runner`; without one, for a CPU of this machine's size, without a memory limit."""
     limits = lab.settings.gpu_optimization
-    precision = runner.precision if runner else "fp32"
+    precision: Precision = runner.precision if runner else "fp32"
     available = int(runner.memory_bytes * limits.memory_safety_margin) if runner else None
     problems = [
         f"{name}={value} is over the limit {limit} ({key} in gpu_optimization)"
@@ -109,7 +107,7 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
     )
 
 
-def _micro_batch(config: Config, available: int | None, precision: str, most: int) -> int | None:
+def _micro_batch(config: Config, available: int | None, precision: Precision, most: int) -> int | None:
     sizes = [
         size
         for size in range(1, min(most, config.micro_batch_size) + 1)
@@ -119,11 +117,11 @@ def _micro_batch(config: Config, available: int | None, precision: str, most: in
         return None
 
     limited = apply(config, {"micro_batch_size": max(sizes)})
-    return limited.micro_batch_size if available is None else fit_micro_batch(limited, available, _named(precision))
+    return limited.micro_batch_size if available is None else fit_micro_batch(limited, available, precision)
 
 
-def _smallest(config: Config, precision: str) -> int:
-    return peak_memory_bytes(apply(config, {"micro_batch_size": config.routing_group}), _named(precision))
+def _smallest(config: Config, precision: Precision) -> int:
+    return peak_memory_bytes(apply(config, {"micro_batch_size": config.routing_group}), precision)
 
 
 def _cores(runner: Runner | None) -> int:

@@ -88,3 +88,11 @@ class Improved(BaseModel):
     parent_id: int
     experiment: Experiment | None
     changes: str
+
+
+class Improvements(BaseModel):
+    """What improve made of each experiment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    improvements: list[Improved]

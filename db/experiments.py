@@ -123,6 +123,15 @@ def move_experiment(
         )
 
 
+def plan_experiment(store: Store, experiment_id: int, **columns: Any) -> None:
+    """Notes how an experiment is to be done: hardware_class, priority, seeds, judged_runs."""
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    store.execute(
+        f"UPDATE experiments SET {assignments}, updated_at = ? WHERE id = ?",
+        [*columns.values(), utc_now(), experiment_id],
+    )
+
+
 def add_review(store: Store, values: Mapping[str, Any]) -> Review:
     """Inserts a review; `values` are its columns without id and time."""
     with store.transaction():
@@ -178,6 +187,7 @@ def put_insight(
     *,
     knob: str,
     direction: str,
+    preset: str,
     statement: str,
     verdict: str,
     effect: float | None,
@@ -185,7 +195,10 @@ def put_insight(
 ) -> bool:
     """Writes what is known of a knob moved in a direction, with the verdicts it rests on; whether anything changed."""
     with store.transaction():
-        row = store.row("SELECT id, statement FROM insights WHERE knob = ? AND direction = ?", (knob, direction))
+        row = store.row(
+            "SELECT id, statement FROM insights WHERE knob = ? AND direction = ? AND preset = ?",
+            (knob, direction, preset),
+        )
         cited = store.rows(
             "SELECT verdict_id FROM insight_verdicts WHERE insight_id = ?", (row["id"] if row else None,)
         )
@@ -206,7 +219,8 @@ def put_insight(
             store.execute(f"UPDATE insights SET {assignments} WHERE id = ?", [*map(to_column, columns.values()), key])
             store.execute("DELETE FROM insight_verdicts WHERE insight_id = ?", (key,))
         else:
-            key = store.insert("insights", {"knob": knob, "direction": direction, "created_at": stamp, **columns})
+            where = {"knob": knob, "direction": direction, "preset": preset}
+            key = store.insert("insights", {**where, "created_at": stamp, **columns})
 
         store.execute_many("INSERT INTO insight_verdicts VALUES (?, ?)", [(key, verdict) for verdict in verdict_ids])
         add_event(store, "learned", statement)

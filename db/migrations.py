@@ -280,13 +280,14 @@ CREATE TABLE insights (
     id INTEGER PRIMARY KEY,
     knob TEXT NOT NULL,
     direction TEXT NOT NULL,
+    preset TEXT NOT NULL,
     statement TEXT NOT NULL,
     verdict TEXT NOT NULL,
     effect REAL,
     verdict_count INTEGER NOT NULL,
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL,
-    UNIQUE (knob, direction)
+    UNIQUE (knob, direction, preset)
 );
 
 CREATE TABLE insight_verdicts (

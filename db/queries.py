@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from db.interactions import usd_today
-from db.records import Run, RunKind, Runner, RunStatus
+from db.records import Experiment, Run, RunKind, Runner, RunStatus
 from db.runners import list_runners
-from db.store import Store
+from db.store import Store, to_column
 
 
 class _View(BaseModel):
@@ -144,6 +144,39 @@ def pairs(store: Store, experiment_id: int) -> list[Pair]:
         Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
         for seed, arms in by_seed.items()
     ]
+
+
+def comparable_pairs(store: Store, experiment: Experiment) -> dict[int, list[tuple[float, float]]]:
+    """Scores (baseline, treatment) of all complete pairs in the experiment's class, by experiment.
+
+    The class is what a noise floor is pooled over: the same whole baseline config, hardware class and metric.
+    """
+    rows = store.rows(
+        """
+        SELECT mine.experiment_id, json_extract(base.score, :path) AS baseline,
+               json_extract(treated.score, :path) AS treatment
+        FROM experiments
+        JOIN experiment_runs AS mine ON mine.experiment_id = experiments.id AND mine.arm = 'treatment'
+        JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
+        JOIN experiment_runs AS theirs ON theirs.experiment_id = experiments.id AND theirs.arm = 'baseline'
+        JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
+        WHERE experiments.baseline = :baseline AND experiments.hardware_class = :class
+          AND experiments.metric = :metric
+        ORDER BY mine.experiment_id, treated.seed
+        """,
+        {
+            "path": f"$.{experiment.metric}",
+            "baseline": to_column(experiment.baseline),
+            "class": experiment.hardware_class,
+            "metric": experiment.metric,
+        },
+    )
+    by_experiment: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["baseline"] is not None and row["treatment"] is not None:
+            by_experiment.setdefault(row["experiment_id"], []).append((row["baseline"], row["treatment"]))
+
+    return by_experiment
 
 
 def probe_runs(store: Store, experiment_id: int) -> list[Run]:

@@ -213,11 +213,12 @@ class Verdict(Record):
 
 
 class Insight(Record):
-    """A pattern over verdicts: what one knob, moved one way, has done so far."""
+    """A pattern over verdicts: what one knob, moved one way, has done so far on one preset."""
 
     id: int
     knob: str
     direction: str
+    preset: str
     statement: str
     verdict: Word
     effect: float | None

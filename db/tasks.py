@@ -96,9 +96,10 @@ def fail_interrupted_tasks(store: Store, error: str) -> int:
     )
 
 
-def queued_tasks(store: Store) -> list[Task]:
-    """Due calls, oldest first."""
-    return [Task.of(row) for row in store.rows("SELECT * FROM tasks WHERE status = 'queued' ORDER BY id")]
+def open_tasks(store: Store) -> list[Task]:
+    """Calls that are not answered yet, oldest first: due, or under way in the mind process."""
+    rows = store.rows("SELECT * FROM tasks WHERE status IN ('queued', 'running') ORDER BY id")
+    return [Task.of(row) for row in rows]
 
 
 def add_cycle(store: Store, values: Mapping[str, Any]) -> Cycle:

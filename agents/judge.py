@@ -1,0 +1,296 @@
+"""What the runs say of a hypothesis. No model, no torch; this module alone decides the words.
+
+The contract: `weigh` is a pure function from pairs of scores to a Ruling; `judge_experiment` reads the rows of one
+experiment, checks the gates, writes a verdict, and asks for another pair while the evidence is open.
+
+The method. Runs are paired by seed: equal budget, equal data order, equal initialization where shapes agree. The effect
+is the mean difference treatment - baseline. Its standard deviation is pooled over all pairs of the class (same
+baseline, hardware and metric; Student's t with the pooled degrees of freedom), or the experiment's own where that is
+larger. Since we look after each pair, look k spends the part 6/(pi k)^2 of the error, which sums to 1 however often one
+looks (union bound), so the interval holds at 95 % over all looks of one experiment. Over many experiments false
+discoveries add up; that is not controlled here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy.special import stdtrit
+
+from agents.planner import add_pairs, configs_of
+from db.experiments import add_verdict, latest_verdict, move_experiment
+from db.lab import Lab
+from db.queries import Pair, comparable_pairs, experiment_seconds, pairs, probe_runs
+from db.queue import cancel_experiment_runs, mark_judged
+from db.records import ENDED_RUN, Direction, Experiment, ExperimentStatus, Run, Verdict, Word
+from moe.accounting import account
+
+ALPHA = 0.05
+"""Chance that one experiment whose treatment does nothing is ever called improved or worse."""
+
+METHOD = (
+    "paired by seed; Student's t on the mean difference, its deviation pooled over the class; "
+    "95 % over all looks (error spent as 6/(pi k)^2)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The metric on both sides of one pair."""
+
+    seed: int
+    baseline: float
+    treatment: float
+
+    @property
+    def difference(self) -> float:
+        """treatment - baseline."""
+        return self.treatment - self.baseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruling:
+    """What pairs of scores say: the word, the effect with its interval, the noise of one pair and the margin."""
+
+    word: Word
+    effect: float
+    low: float
+    high: float
+    pair_noise: float
+    margin: float
+
+
+def weigh(
+    scores: Sequence[Score],
+    others: Sequence[Sequence[Score]] = (),
+    *,
+    direction: Direction = "lower",
+    first_look: int = 2,
+    alpha: float = ALPHA,
+) -> Ruling:
+    """Rules on at least two pairs.
+
+    Args:
+        scores: the experiment's own pairs.
+        others: the pairs of the other experiments in the same class, which tell of the noise.
+        direction: whether lower or higher values of the metric are better.
+        first_look: pairs at the first look; look k = len(scores) - first_look + 1.
+        alpha: error over all looks.
+
+    "equivalent" means that the whole interval lies within one noise floor: the deviation of single runs over seeds,
+    pooled over both sides of all pairs. Raises ValueError for fewer than two pairs.
+    """
+    if len(scores) < 2:
+        raise ValueError("a verdict needs at least two pairs")
+
+    differences = [score.difference for score in scores]
+    effect = fmean(differences)
+    own, own_df = _variance(differences), len(scores) - 1
+    pooled, pooled_df = _pool([differences, *([score.difference for score in group] for group in others)])
+    variance, df = (own, own_df) if own > pooled else (pooled, pooled_df)
+    look = max(1, len(scores) - first_look + 1)
+    spent = alpha * 6.0 / (math.pi * look) ** 2
+    half = float(stdtrit(df, 1.0 - spent / 2.0)) * math.sqrt(variance / len(scores))
+    low, high = effect - half, effect + half
+    sides = [[score.baseline for score in scores], [score.treatment for score in scores]]
+    floor, _ = _pool([*sides, *([score.treatment for score in group] for group in others)])
+    margin = math.sqrt(floor)
+    return Ruling(
+        word=_word(low, high, margin, direction),
+        effect=effect,
+        low=low,
+        high=high,
+        pair_noise=math.sqrt(variance),
+        margin=margin,
+    )
+
+
+def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
+    """Weighs what has ended of an experiment, in one transaction; the verdict written, if there was cause for one.
+
+    While the evidence is open and max_seeds of the configuration allows, it queues one more pair.
+    """
+    with lab.store.transaction():
+        mark_judged(lab.store, experiment.id)
+        probes = probe_runs(lab.store, experiment.id)
+        if reason := _gate(probes):
+            cancel_experiment_runs(lab.store, experiment.id)
+            return _conclude(lab, experiment, "invalid", reason=reason)
+
+        found = pairs(lab.store, experiment.id)
+        if not found or not all(_ended(run) for pair in found for run in (pair.baseline, pair.treatment)):
+            return None
+
+        if reason := _broken(found):
+            return _conclude(lab, experiment, "invalid", reason=reason, failed=True)
+
+        if diverged := [pair.treatment for pair in found if pair.treatment and pair.treatment.status == "pruned"]:
+            reason = f"training diverged: {diverged[0].error}, and the baseline's did not"
+            return _conclude(lab, experiment, "worse", reason=reason)
+
+        return _rule(lab, experiment, found)
+
+
+def _gate(probes: Sequence[Run]) -> str | None:
+    for run in probes:
+        if run.status == "failed":
+            return f"the probe could not be done: {run.error}"
+
+        if run.status == "completed" and not run.passed:
+            score = run.score or {}
+            dead = [knob for knob, found in score.get("acts", {}).items() if not found["acts"]]
+            if dead:
+                return f"{', '.join(dead)} does nothing here: {score['acts'][dead[0]]['detail']}"
+
+            if not score.get("causal", True):
+                return f"the model sees future tokens: {score.get('causal_detail', '')}"
+
+            return "the probe did not pass"
+
+    return None
+
+
+def _broken(found: Sequence[Pair]) -> str | None:
+    for pair in found:
+        if pair.baseline and pair.baseline.status == "pruned":
+            return f"the baseline itself diverged with seed {pair.seed}: {pair.baseline.error}"
+
+        for side, run in (("baseline", pair.baseline), ("treatment", pair.treatment)):
+            if run is None or run.status in ("failed", "cancelled"):
+                why = (run.error or run.status) if run else "missing"
+                return f"the {side} run with seed {pair.seed} has no result: {why}"
+
+    return None
+
+
+def _rule(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> Verdict:
+    scores = [
+        Score(
+            seed=pair.seed, baseline=_metric(pair.baseline, experiment), treatment=_metric(pair.treatment, experiment)
+        )
+        for pair in found
+    ]
+    others = [
+        [Score(seed=0, baseline=baseline, treatment=treatment) for baseline, treatment in group]
+        for key, group in comparable_pairs(lab.store, experiment).items()
+        if key != experiment.id
+    ]
+    ruling = weigh(scores, others, direction=experiment.direction, first_look=lab.settings.min_seeds)
+    open_still = ruling.word == "no evidence yet" and len(scores) < lab.settings.max_seeds
+    verdict = _conclude(lab, experiment, ruling.word, ruling=ruling, scores=scores, final=not open_still)
+    if open_still:
+        add_pairs(lab, experiment, [max(score.seed for score in scores) + 1])
+
+    return verdict
+
+
+def _conclude(
+    lab: Lab,
+    experiment: Experiment,
+    word: Word,
+    *,
+    reason: str | None = None,
+    ruling: Ruling | None = None,
+    scores: Sequence[Score] = (),
+    final: bool = True,
+    failed: bool = False,
+) -> Verdict:
+    baseline, treatment = configs_of(experiment)
+    ours, theirs = account(treatment), account(baseline)
+    ratio = ours.flops_per_token / theirs.flops_per_token
+    sentence = _sentence(experiment, word, reason, ruling, len(scores), ratio)
+    previous = latest_verdict(lab.store, experiment.id)
+    verdict = add_verdict(
+        lab.store,
+        {
+            "experiment_id": experiment.id,
+            "verdict": word,
+            "final": final,
+            "sentence": sentence,
+            "reason": reason,
+            "method": METHOD,
+            "metric": experiment.metric,
+            "pairs": len(scores),
+            "seeds": [score.seed for score in scores],
+            "baseline_mean": fmean(score.baseline for score in scores) if scores else None,
+            "treatment_mean": fmean(score.treatment for score in scores) if scores else None,
+            "effect": ruling.effect if ruling else None,
+            "low": ruling.low if ruling else None,
+            "high": ruling.high if ruling else None,
+            "confidence": 1.0 - ALPHA if ruling else None,
+            "noise": ruling.pair_noise if ruling else None,
+            "baseline_parameters": theirs.parameters,
+            "treatment_parameters": ours.parameters,
+            "baseline_active_parameters": theirs.active_parameters,
+            "treatment_active_parameters": ours.active_parameters,
+            "baseline_flops": theirs.flops,
+            "treatment_flops": ours.flops,
+            "cost_seconds": experiment_seconds(lab.store, experiment.id),
+        },
+    )
+    if final:
+        status: ExperimentStatus = "failed" if failed else "concluded"
+        note = None if previous is None or previous.verdict == word else f"was {previous.verdict}"
+        move_experiment(lab.store, experiment.id, status, allowed=("queued", "running"), reason=reason or note)
+
+    return verdict
+
+
+def _sentence(
+    experiment: Experiment, word: Word, reason: str | None, ruling: Ruling | None, count: int, ratio: float
+) -> str:
+    change = ", ".join(
+        f"{knob} {_show(experiment.baseline[knob])} → {_show(value)}" for knob, value in experiment.treatment.items()
+    )
+    if ruling is None:
+        return f"{change}: {word}, {reason}."
+
+    places = max(2, min(5, 1 - math.floor(math.log10(max(ruling.pair_noise, 1e-9)))))
+    effect = f"{ruling.effect:+.{places}f}"
+    interval = f"[{ruling.low:+.{places}f}, {ruling.high:+.{places}f}]"
+    facts = f"{experiment.metric} {effect} {interval} over {count} pairs"
+    floor = f"±{ruling.margin:.{places}f}"
+    text = {
+        "improved": f"{change} improves {facts}",
+        "worse": f"{change} makes it worse: {facts}",
+        "equivalent": f"{change} changes nothing that matters: {facts}, within one noise floor ({floor})",
+        "no evidence yet": f"{change}: no evidence yet, {facts}",
+    }[word]
+    if abs(ratio - 1.0) > 0.02:
+        text += f", at {ratio:.2f} times the FLOPs a token"
+
+    return text + "."
+
+
+def _show(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metric(run: Run | None, experiment: Experiment) -> float:
+    score: Mapping[str, float] = (run.score if run else None) or {}
+    return float(score[experiment.metric])
+
+
+def _ended(run: Run | None) -> bool:
+    return run is not None and run.status in ENDED_RUN
+
+
+def _word(low: float, high: float, margin: float, direction: Direction) -> Word:
+    if high < 0 or low > 0:
+        return "improved" if (high < 0) == (direction == "lower") else "worse"
+
+    return "equivalent" if -margin < low and high < margin else "no evidence yet"
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def _pool(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    usable = [group for group in groups if len(group) >= 2]
+    df = sum(len(group) - 1 for group in usable)
+    return sum(_variance(group) * (len(group) - 1) for group in usable) / df, df

@@ -1,0 +1,216 @@
+"""From an approved experiment to runs in the queue: pre-flight, then one transaction.
+
+Probes come first, and a treatment waits until its probe has passed; baselines before treatments, since many
+experiments share them. Equal fingerprint and seed is the same run, done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from agents.hands import target_runner
+from agents.preflight import preflight
+from db.errors import RefusedError
+from db.experiments import get_experiment, move_experiment, plan_experiment
+from db.lab import Lab
+from db.queue import Queued, add_run
+from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
+from db.runners import list_runners
+from moe.config import Config, ConfigError, apply, apply_treatment, scientific
+from moe.fingerprint import fingerprint
+
+_STRIDE = 100
+_RANK: dict[Arm, int] = {"probe": 20, "baseline": 10, "treatment": 0}
+"""Added to _STRIDE times the user's priority, so that a higher priority always wins."""
+
+_MAY_QUEUE: tuple[ExperimentStatus, ...] = ("approved", "concluded", "failed", "cancelled")
+
+
+class Plan(BaseModel):
+    """What enqueueing one experiment means. Times in seconds, memory in bytes; notes are for the reader."""
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment_id: int
+    title: str
+    hardware_class: str
+    seeds: list[int]
+    runs_new: int
+    runs_shared: int
+    seconds: float | None
+    memory_bytes: int
+    micro_batch_size: int
+    notes: list[str]
+
+
+class Plans(BaseModel):
+    """What enqueue did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plans: list[Plan]
+
+
+def enqueue(lab: Lab, experiment_ids: Iterable[int], *, seeds: int | None = None, priority: int = 0) -> Plans:
+    """Queues experiments, all or none.
+
+    Args:
+        experiment_ids: approved ones; also concluded ones that shall get more seeds, failed and cancelled ones.
+        seeds: pairs of runs to begin with; the judge may add more, up to max_seeds of the configuration.
+        priority: higher goes first.
+
+    Raises:
+        NotFoundError, RefusedError: one of them does not exist, is in another state, or breaks a limit; or no runner
+            is registered (agents.hands.register).
+    """
+    with lab.store.transaction():
+        return Plans(plans=[_enqueue(lab, key, seeds=seeds, priority=priority) for key in experiment_ids])
+
+
+def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Queued]:
+    """Queues one training run on each side for every seed, waiting for the experiment's probe."""
+    store = lab.store
+    baseline, treatment = configs_of(experiment)
+    hardware_class = experiment.hardware_class or ""
+    rank = experiment.priority * _STRIDE
+    runner = next((item for item in list_runners(store) if item.hardware_class == hardware_class), None)
+    probe = add_run(
+        store,
+        experiment.id,
+        "probe",
+        {
+            "kind": "probe",
+            "fingerprint": fingerprint("probe", treatment, hardware_class, baseline=scientific(baseline)),
+            "seed": 0,
+            "hardware_class": hardware_class,
+            "config": treatment.model_dump(),
+            "baseline": baseline.model_dump(),
+            "needs_run_id": None,
+            "priority": rank + _RANK["probe"],
+        },
+    )
+    added = [probe]
+    arms: tuple[tuple[Arm, Config, int | None], ...] = (
+        ("baseline", baseline, None),
+        ("treatment", treatment, probe.run.id),
+    )
+    for arm, config, needs in arms:
+        micro = preflight(lab, config, runner).micro_batch_size
+        for seed in seeds:
+            values = _train_values(apply(config, {"micro_batch_size": micro}), hardware_class, seed)
+            values |= {"priority": rank + _RANK[arm], "needs_run_id": needs}
+            added.append(add_run(store, experiment.id, arm, values))
+
+    plan_experiment(store, experiment.id, seeds=max(seeds))
+    return added
+
+
+def configs_of(experiment: Experiment) -> tuple[Config, Config]:
+    """The whole configs of both sides: baseline, treatment.
+
+    Raises:
+        RefusedError: the stored config is no longer valid with this version of moe/.
+    """
+    try:
+        baseline = Config.model_validate(experiment.baseline)
+        return baseline, apply_treatment(baseline, experiment.treatment)
+    except (ConfigError, ValueError) as error:
+        raise RefusedError(f"experiment {experiment.id} cannot be run: {error}") from None
+
+
+def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) -> Plan:
+    experiment = get_experiment(lab.store, experiment_id)
+    if experiment.status not in _MAY_QUEUE:
+        raise RefusedError(_why_not(experiment))
+
+    count = lab.settings.min_seeds if seeds is None else seeds
+    if count < lab.settings.min_seeds or count > lab.settings.max_seeds:
+        raise RefusedError(
+            f"seeds={count} is outside {lab.settings.min_seeds} to {lab.settings.max_seeds} (min_seeds, max_seeds)"
+        )
+
+    if experiment.status == "concluded" and count <= experiment.seeds:
+        raise RefusedError(
+            f"experiment {experiment_id} is concluded with {experiment.seeds} seeds; to go on, ask for more than that"
+        )
+
+    baseline, treatment = configs_of(experiment)
+    runner = target_runner(lab)
+    if runner is None:
+        raise RefusedError("no runner is known yet, so the hardware class of the runs is not; start one with run")
+
+    _same_hardware(experiment, runner)
+    cost = preflight(lab, treatment, runner)
+    problems = [*cost.problems, *preflight(lab, baseline, runner).problems]
+    if problems:
+        raise RefusedError(f"experiment {experiment_id} is refused: {'; '.join(dict.fromkeys(problems))}")
+
+    # judged_runs: nothing of it is weighed, so that it is judged even where all its runs are done already.
+    columns = {"hardware_class": runner.hardware_class, "priority": priority, "judged_runs": -1}
+    plan_experiment(lab.store, experiment_id, **columns)
+    move_experiment(lab.store, experiment_id, "queued", allowed=_MAY_QUEUE)
+    added = add_pairs(lab, get_experiment(lab.store, experiment_id), range(1, count + 1))
+    training = sum(1 for item in added if item.new and item.run.kind == "train")
+    return Plan(
+        experiment_id=experiment_id,
+        title=experiment.title,
+        hardware_class=runner.hardware_class,
+        seeds=list(range(1, count + 1)),
+        runs_new=sum(item.new for item in added),
+        runs_shared=sum(not item.new for item in added),
+        seconds=None if cost.seconds is None else cost.seconds * training,
+        memory_bytes=cost.memory_bytes,
+        micro_batch_size=cost.micro_batch_size,
+        notes=_notes(lab, baseline, treatment, runner),
+    )
+
+
+def _notes(lab: Lab, baseline: Config, treatment: Config, runner: Runner) -> list[str]:
+    notes = []
+    if runner.device == "cpu":
+        notes.append("no card: the runs train on the CPU")
+
+    ours, theirs = preflight(lab, treatment, runner), preflight(lab, baseline, runner)
+    ratio = ours.flops_per_token / theirs.flops_per_token
+    if abs(ratio - 1.0) > 0.02:
+        notes.append(f"the treatment uses {ratio:.2f} times the baseline's training FLOPs a token")
+
+    if ours.micro_batch_size != treatment.micro_batch_size:
+        notes.append(f"refitted to micro-batches of {ours.micro_batch_size} sequences; the gradients are the same")
+
+    return notes
+
+
+def _train_values(config: Config, hardware_class: str, seed: int) -> dict[str, object]:
+    kind: RunKind = "train"
+    return {
+        "kind": kind,
+        "fingerprint": fingerprint(kind, config, hardware_class),
+        "seed": seed,
+        "hardware_class": hardware_class,
+        "config": config.model_dump(),
+        "baseline": None,
+        "steps": config.steps,
+    }
+
+
+def _same_hardware(experiment: Experiment, runner: Runner) -> None:
+    if experiment.status == "concluded" and experiment.hardware_class != runner.hardware_class:
+        raise RefusedError(
+            f"experiment {experiment.id} was measured on {experiment.hardware_class}, this lab now runs on "
+            f"{runner.hardware_class}; hardware classes never mix in a comparison, suggest it anew"
+        )
+
+
+def _why_not(experiment: Experiment) -> str:
+    advice = {
+        "suggested": "review it first",
+        "needs_work": "improve it first",
+        "rejected": "it was rejected; suggest a better one",
+        "superseded": "it was improved; enqueue its successor",
+        "queued": "it is in the queue already",
+        "running": "it is running already",
+    }
+    return f"experiment {experiment.id} is {experiment.status}: {advice[experiment.status]}"
