@@ -38,8 +38,8 @@ def test_a_null_effect_much_smaller_than_the_noise_floor_is_equivalent() -> None
 
 
 def test_pairs_of_other_experiments_tell_of_the_noise() -> None:
-    alone = weigh(scores([-0.05, -0.055]))
-    informed = weigh(scores([-0.05, -0.055]), [scores([0.0, 0.007]), scores([0.1, 0.104]), scores([0.0, -0.006])])
+    alone = weigh(scores([-0.05, -0.057]))
+    informed = weigh(scores([-0.05, -0.057]), [scores([0.0, 0.009]), scores([0.1, 0.108]), scores([0.0, -0.009])])
     assert alone.word == "no evidence yet"
     assert informed.word == "improved"
     assert width(informed) < width(alone)
