@@ -1,0 +1,1 @@
+"""The verbs, one file each: plain functions of a lab, which MCP (server/app.py) and the command line both call."""

@@ -1,0 +1,173 @@
+"""The MCP server: six verbs as tools, each with typed, bounded arguments and a structured answer within 25 seconds.
+
+This module alone knows the SDK. What the verbs do is in server/tools/, as plain functions that raise LabError; here
+they are run in threads, and what they raise is put into words for the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+from mcp.server import MCPServer
+from mcp.server.mcpserver.context import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import ToolAnnotations
+from pydantic import BaseModel, ValidationError
+
+from db.errors import LabError
+from db.lab import Lab
+from server.tools.status import status
+
+CALL_SECONDS = 24.0
+"""Clients cut calls at about 60 s, some sooner; no verb should come near this fence."""
+
+INSTRUCTIONS = """\
+Blueberry is a research lab for Mixture-of-Experts language-model training on one GPU (or a CPU). You are its
+researcher: you ask questions as experiments, a separate runner daemon trains, and verdicts come from paired runs.
+
+The flow: suggest -> review -> (improve -> review) -> enqueue -> run -> status.
+- An experiment compares a treatment (config overrides such as {"top_k": 1}) with the lab's baseline at equal budget, on
+  val_bpb (bits per byte on held-out text, lower is better), over several seeds.
+- A review of 7 or more approves; below it an experiment needs work, and `improve` makes a new one in its place.
+- You may give your own proposals, reviews and revisions; otherwise the lab's agents make them. Answers hold a `brief`
+  when your own would help.
+- `run` returns at once; training goes on without you. `status(wait_seconds=20)` waits for the next change; pass
+  since_event=event_id of its last answer to go on. Verdicts appear even if you leave.
+- An answer with `working` is not finished: it goes on in the background; status(task_id) shows it. Calls with an
+  idempotency_key can be repeated safely: the same key is the same call.
+- Experiments, runs, tasks and campaigns have integer ids of their own. Every answer ends with `next`.
+Report effects with their interval and number of seeds, and never claim more than the verdict says.
+"""
+
+_LOG = logging.getLogger("server")
+
+_READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+
+_TOOLS: list[tuple[str, Callable[..., BaseModel], ToolAnnotations]] = [
+    ("Look at the lab", status, _READS),
+]
+
+
+def create_app(folder: Path) -> MCPServer:
+    """The server of the lab in `folder`.
+
+    The lab is opened for every call: so its configuration is always the one on disk, a broken one reaches the model
+    as an error of that call rather than as a server that does not start, and no state lives in this process.
+    """
+    return MCPServer(
+        "blueberry",
+        title="Blueberry research lab",
+        version="0.1.0",
+        instructions=INSTRUCTIONS,
+        tools=[_tool(folder, title, verb, annotations) for title, verb, annotations in _TOOLS],
+        log_level="WARNING",
+        subscriptions=False,
+    )
+
+
+class StrictTool(Tool):
+    """A tool that refuses arguments it does not know, ends in time, and puts every failure into words."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        """Runs the tool; whatever goes wrong is a ToolError, the one kind whose text reaches the model."""
+        try:
+            with anyio.fail_after(CALL_SECONDS):
+                return await super().run(arguments, context, convert_result=convert_result)
+        except TimeoutError:
+            raise ToolError(
+                f"{self.name} has not answered within {CALL_SECONDS:.0f} s and goes on in the background; look with "
+                "status(), or repeat the call with the same idempotency_key"
+            ) from None
+        except ToolError as error:
+            raise ToolError(self._in_words(error)) from error
+
+    def _in_words(self, error: ToolError) -> str:
+        cause = error.__cause__
+        if isinstance(cause, LabError):
+            return str(cause)
+
+        if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
+            return explain_arguments(self.fn_metadata.arg_model, cause)
+
+        _LOG.error("%s failed", self.name, exc_info=cause or error)
+        return (
+            f"{self.name} met an internal error ({type(cause or error).__name__}), which is a bug in Blueberry and "
+            "not in your call; the lab is intact. The traceback is in logs/server.log of the lab"
+        )
+
+
+def explain_arguments(model: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong with a call's arguments, one clause an argument, with the nearest known name."""
+    problems: dict[str, None] = {}
+    for detail in error.errors(include_url=False, include_context=False):
+        place = [str(part) for part in detail["loc"] if part not in ("bool", "int", "float", "str")]
+        name = ".".join(place)
+        if detail["type"] == "extra_forbidden":
+            problems[_unknown_argument(name, place[-1], _model_at(model, place[:-1]))] = None
+        elif detail["type"] == "missing":
+            problems[f"{name} is missing"] = None
+        else:
+            problems[f"{name}: {detail['msg']}"] = None
+
+    shown = list(problems)[:5]
+    rest = len(problems) - len(shown)
+    return "; ".join(shown) + (f"; and {rest} more" if rest else "")
+
+
+def _unknown_argument(place: str, name: str, model: type[BaseModel]) -> str:
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown argument {place[:80]!r}; {hint}known: {', '.join(known)}"
+
+
+def _model_at(model: type[BaseModel], place: list[str]) -> type[BaseModel]:
+    for part in place:
+        field = model.model_fields.get(part)
+        inner = next(_models_in(field.annotation), None) if field else None
+        model = inner or model
+
+    return model
+
+
+def _models_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)
+
+
+def _tool(folder: Path, title: str, verb: Callable[..., BaseModel], annotations: ToolAnnotations) -> Tool:
+    async def call(**arguments: Any) -> BaseModel:
+        # Abandoned on cancellation: each write of a verb is a transaction, so its thread may finish alone.
+        return await anyio.to_thread.run_sync(partial(_in_lab, folder, verb, arguments), abandon_on_cancel=True)
+
+    signature = inspect.signature(verb, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "lab"]
+    cast("Any", call).__signature__ = signature.replace(parameters=own)
+    tool = StrictTool.from_function(
+        call, name=verb.__name__, title=title, description=inspect.getdoc(verb), annotations=annotations
+    )
+    model = tool.fn_metadata.arg_model
+    model.model_config["extra"] = "forbid"  # the SDK drops unknown arguments silently otherwise
+    model.model_rebuild(force=True)
+    tool.parameters = model.model_json_schema(by_alias=True)
+    return tool
+
+
+def _in_lab(folder: Path, verb: Callable[..., BaseModel], arguments: dict[str, Any]) -> BaseModel:
+    lab = Lab(folder)
+    try:
+        return verb(lab, **arguments)
+    finally:
+        lab.close()

@@ -1,0 +1,260 @@
+"""What the verbs answer with: small typed views of the lab's records, each enough by itself and bounded in size.
+
+Chat clients show a model the structured content alone, and cut what is longer than about 25,000 tokens. So texts
+are cut here, lists have limits, and whoever cuts a list says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from agents.hands import is_alive
+from db.experiments import latest_review, latest_verdict
+from db.lab import Lab
+from db.queries import CurvePoint, RunProgress
+from db.records import Event, Experiment, Review, Run, Runner, Task, Value, Verdict
+
+
+class View(BaseModel):
+    """A part of an answer. The string below a field is its description in the published schema."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class ExperimentLine(View):
+    """One experiment in a list."""
+
+    id: int
+    title: str
+    status: str
+    """suggested, approved, needs_work, rejected, superseded, queued, running, concluded, failed or cancelled"""
+    domain: str
+    proposer: str
+    treatment: dict[str, Value]
+    """config overrides that are compared with the baseline"""
+    parent_id: int | None
+    """the experiment that this one improves"""
+    score: float | None
+    """latest review, 1 to 10"""
+    verdict: str | None
+    """improved, worse, equivalent, no evidence yet or invalid"""
+    sentence: str | None
+    """the verdict in plain words, or why the experiment ended"""
+
+
+class VerdictView(View):
+    """What the runs say of a hypothesis. effect = treatment - baseline, in units of the metric."""
+
+    verdict: str
+    final: bool
+    sentence: str
+    reason: str | None
+    metric: str
+    effect: float | None
+    low: float | None
+    """lower end of the interval of the effect"""
+    high: float | None
+    confidence: float | None
+    pairs: int
+    """pairs of runs of equal seed"""
+    seeds: list[int]
+    baseline_mean: float | None
+    treatment_mean: float | None
+    baseline_parameters: int | None
+    treatment_parameters: int | None
+    baseline_flops: float | None
+    treatment_flops: float | None
+    cost_seconds: float
+
+
+class ReviewView(View):
+    """Scores from 1 to 10, their weighted mean, and where it leads."""
+
+    experiment_id: int
+    title: str
+    status: str
+    """of the experiment after the review"""
+    reviewer: str
+    score: float
+    decision: str
+    """approve, refine, rewrite or reject"""
+    novelty: float
+    feasibility: float
+    impact: float
+    clarity: float
+    efficiency: float
+    success_probability: float | None
+    feedback: str
+
+
+class RunLine(View):
+    """One run: a child process on one config and seed. Times in seconds; null where nothing is known yet."""
+
+    id: int
+    kind: str
+    """probe (does the knob act, is it causal, does it fit) or train"""
+    status: str
+    arm: str | None
+    """probe, baseline or treatment"""
+    seed: int
+    experiment_id: int | None
+    step: int | None
+    steps: int | None
+    val_bpb: float | None
+    """bits per byte on held-out text; lower is better"""
+    seconds_left: float | None
+    error: str | None
+
+
+class RunnerLine(View):
+    """One card, or a host's CPU, and its daemon."""
+
+    id: int
+    device_name: str
+    hardware_class: str
+    alive: bool
+    """whether a daemon drives it now"""
+    pid: int | None
+    message: str | None
+    heartbeat_at: str
+
+
+class EventLine(View):
+    """One line of the lab's journal."""
+
+    id: int
+    at: str
+    kind: str
+    message: str
+    experiment_id: int | None
+    run_id: int | None
+
+
+class StillWorking(View):
+    """A call that an agent is still answering. It goes on whether or not anyone waits."""
+
+    task_id: int
+    kind: str
+    status: Literal["queued", "running"]
+
+
+def cut(text: str, length: int) -> str:
+    """`text`, or its beginning and a mark that it goes on."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def rounded(value: float | None, digits: int = 5) -> float | None:
+    """A number as people read it."""
+    return None if value is None else round(value, digits)
+
+
+def experiment_line(lab: Lab, experiment: Experiment) -> ExperimentLine:
+    """An experiment with its score and verdict."""
+    review = latest_review(lab.store, experiment.id)
+    verdict = latest_verdict(lab.store, experiment.id)
+    sentence = verdict.sentence if verdict else experiment.reason
+    return ExperimentLine(
+        id=experiment.id,
+        title=cut(experiment.title, 120),
+        status=experiment.status,
+        domain=experiment.domain,
+        proposer=experiment.proposer,
+        treatment=experiment.treatment,
+        parent_id=experiment.parent_id,
+        score=rounded(review.score, 2) if review else None,
+        verdict=verdict.verdict if verdict else None,
+        sentence=cut(sentence, 300) if sentence else None,
+    )
+
+
+def verdict_view(verdict: Verdict) -> VerdictView:
+    """A verdict without its row's bookkeeping."""
+    numbers = {
+        name: rounded(getattr(verdict, name))
+        for name in ("effect", "low", "high", "confidence", "baseline_mean", "treatment_mean")
+    }
+    values = verdict.model_dump() | numbers | {"cost_seconds": round(verdict.cost_seconds, 1)}
+    return VerdictView.model_validate(values)
+
+
+def review_view(experiment: Experiment, review: Review) -> ReviewView:
+    """A review, and what became of its experiment."""
+    values = review.model_dump() | {
+        "title": cut(experiment.title, 120),
+        "status": experiment.status,
+        "score": rounded(review.score, 2),
+        "feedback": cut(review.feedback, 1500),
+    }
+    return ReviewView.model_validate(values)
+
+
+def run_line(run: RunProgress) -> RunLine:
+    """A run and where it stands."""
+    return RunLine(
+        id=run.run_id,
+        kind=run.kind,
+        status=run.status,
+        arm=run.arm,
+        seed=run.seed,
+        experiment_id=run.experiment_id,
+        step=run.step,
+        steps=run.steps,
+        val_bpb=rounded(run.val_bpb),
+        seconds_left=rounded(run.seconds_left, 1),
+        error=cut(run.error, 300) if run.error else None,
+    )
+
+
+def plain_run_line(run: Run) -> RunLine:
+    """A run by itself, not as part of an experiment."""
+    left = None
+    if run.status == "running" and run.step and run.steps and run.seconds:
+        left = round(run.seconds / run.step * (run.steps - run.step), 1)
+
+    return RunLine(
+        id=run.id,
+        kind=run.kind,
+        status=run.status,
+        arm=None,
+        seed=run.seed,
+        experiment_id=None,
+        step=run.step,
+        steps=run.steps,
+        val_bpb=rounded(run.val_bpb),
+        seconds_left=left,
+        error=cut(run.error, 1000) if run.error else None,
+    )
+
+
+def runner_line(lab: Lab, runner: Runner) -> RunnerLine:
+    """A runner, and whether it lives."""
+    return RunnerLine(
+        id=runner.id,
+        device_name=runner.device_name,
+        hardware_class=runner.hardware_class,
+        alive=is_alive(lab, runner),
+        pid=runner.pid,
+        message=cut(runner.message, 300) if runner.message else None,
+        heartbeat_at=runner.heartbeat_at,
+    )
+
+
+def event_line(event: Event) -> EventLine:
+    """A line of the journal, cut to a sentence."""
+    return EventLine.model_validate(event.model_dump() | {"message": cut(event.message, 240)})
+
+
+def still_working(task: Task) -> StillWorking | None:
+    """The handle of a task that has not ended."""
+    if task.status not in ("queued", "running"):
+        return None
+
+    return StillWorking(task_id=task.id, kind=task.kind, status=task.status)
+
+
+def curve_points(points: Sequence[CurvePoint]) -> list[tuple[int, float | None]]:
+    """A curve as [step, value] pairs."""
+    return [(point.step, rounded(point.value)) for point in points]
