@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -66,18 +66,33 @@ def is_locked(path: Path) -> bool:
         return False
 
     with FileLock(path) as lock:
-        return not lock.acquire()
+        try:
+            fcntl.flock(lock.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
+            return False
+        except BlockingIOError:
+            return True
 
 
 def spawn_module(
-    module: str, arguments: Sequence[str], *, log: Path, keep_fds: Sequence[int] = (), cwd: Path | None = None
+    module: str,
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    keep_fds: Sequence[int] = (),
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Starts `python -m module arguments` in a session of its own, its output appended to `log`.
 
     A session of its own, because chat clients kill the whole process group of a server. Only `keep_fds` are inherited.
-    Signal dispositions are reset: an ignored SIGCHLD would be inherited and falsify every exit code below.
+    The child finds our packages where this process found them, also from a clone that is not installed and in
+    another working directory. Without `environment` it gets this process's.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ if environment is None else environment)
+    root = str(Path(__file__).parents[1])
+    paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, *([] if root in paths else [root])])
     with log.open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -86,8 +101,8 @@ def spawn_module(
             stderr=subprocess.STDOUT,
             pass_fds=tuple(keep_fds),
             start_new_session=True,
-            restore_signals=True,
             cwd=cwd,
+            env=environment,
         )
 
 

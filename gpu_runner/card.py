@@ -1,0 +1,144 @@
+"""Which device trains here: an NVIDIA card where there is one that torch can use, otherwise the CPU, saying so.
+
+torch is never imported, only its version looked up: registering must take about a second.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from db.errors import LabError
+from db.settings import Runner as RunnerSettings
+from gpu_runner.nvml import Gpu, Nvml, NvmlError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The device of one runner. `key` names it among the devices of its host; `message` says how it was chosen."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    key: str
+    torch: str
+    memory_bytes: int
+    threads: int
+    message: str
+
+    @property
+    def precision(self) -> Literal["fp32", "fp16"]:
+        """What a config with precision auto trains in on this device."""
+        return "fp16" if self.device == "cuda" else "fp32"
+
+    @property
+    def hardware_class(self) -> str:
+        """Runs are compared only within one class: device, precision and torch version."""
+        kind = self.name if self.device == "cuda" else f"cpu {self.name}"
+        return f"{kind} {self.precision} torch {self.torch}"
+
+    def columns(self) -> dict[str, Any]:
+        """The card as db.runners.register_runner takes it."""
+        return {
+            "hostname": socket.gethostname(),
+            "device": self.device,
+            "device_name": self.name,
+            "device_key": self.key,
+            "precision": self.precision,
+            "torch": self.torch,
+            "hardware_class": self.hardware_class,
+            "memory_bytes": self.memory_bytes,
+            "threads": self.threads,
+            "message": self.message,
+        }
+
+
+def detect_card(settings: RunnerSettings, nvml: Nvml) -> Card:
+    """The device to train on.
+
+    Raises:
+        LabError: torch is not installed, or runner.device is cuda and no card can be used.
+    """
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        raise LabError("torch is not installed here; run: pip install 'blueberry-lab[runner]'") from None
+
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    if settings.device == "cpu":
+        return _cpu(torch, threads, "runner.device is cpu in the configuration")
+
+    try:
+        gpu = _choose(nvml.gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if torch.endswith("+cpu"):
+            raise NvmlError(f"{gpu.name} is there, but this torch {torch} is built without CUDA")
+    except NvmlError as error:
+        if settings.device == "cuda":
+            raise LabError(
+                f"runner.device is cuda, but no NVIDIA card can be used ({error}); "
+                "check nvidia-smi, or set device = 'auto' under [runner] in blueberry.toml"
+            ) from None
+
+        return _cpu(torch, threads, f"no NVIDIA card found ({error})")
+
+    return Card(
+        device="cuda",
+        name=gpu.name,
+        key=gpu.uuid,
+        torch=_public(torch),
+        memory_bytes=gpu.memory_bytes,
+        threads=threads,
+        message=f"training on {gpu.name} ({gpu.memory_bytes / 2**30:.1f} GiB)",
+    )
+
+
+def _choose(gpus: Sequence[Gpu], visible: str | None) -> Gpu:
+    """The first card that CUDA_VISIBLE_DEVICES allows, by number or UUID."""
+    if not gpus:
+        raise NvmlError("NVML lists no card")
+
+    if visible is None:
+        return gpus[0]
+
+    wanted = visible.split(",")[0].strip()
+    if wanted.isdecimal() and int(wanted) < len(gpus):
+        return gpus[int(wanted)]
+
+    for gpu in gpus:
+        if wanted.startswith("GPU-") and gpu.uuid.startswith(wanted):
+            return gpu
+
+    raise NvmlError(f"CUDA_VISIBLE_DEVICES={visible!r} hides all of them")
+
+
+def _cpu(torch: str, threads: int, reason: str) -> Card:
+    return Card(
+        device="cpu",
+        name=_cpu_name(),
+        key="cpu",
+        torch=_public(torch),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        threads=threads,
+        message=f"{reason}: training on the CPU, {threads} thread{'s' if threads > 1 else ''}",
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+
+    model = next((line.split(":", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    model = re.sub(r"\((R|TM|r|tm)\)|\bCPU\b|\bProcessor\b|@.*", " ", model)
+    return " ".join(model.split()) or "unknown"
+
+
+def _public(torch: str) -> str:
+    return torch.split("+")[0]

@@ -1,0 +1,106 @@
+"""The processes of one attempt, as the daemon sees them: started with locks they inherit, ended, found again.
+
+Three locks, each held by inherited descriptors and thus free exactly when its last holder is dead:
+
+    DIR/lock        the shim and all below it: the attempt is alive
+    DIR/shim.lock   the shim alone; its text is the shim's process id
+    locks/slot-...  as DIR/lock, but named for the place on the card: nobody trains there as long as it is held
+
+So neither a killed daemon nor a reused process id can make a living attempt look dead, or a dead one alive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from db.processes import FileLock, is_locked, kill_session, spawn_module, write_atomically
+
+LOCK_SECONDS = 1.0
+"""A look at a lock (is_locked) holds it for an instant; whoever means to keep it waits that out."""
+
+
+class Child:
+    """The process tree in one run directory. `process` is the shim, where this daemon started it."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.directory = directory
+        self.process = process
+
+    @classmethod
+    def start(
+        cls,
+        directory: Path,
+        request: Mapping[str, Any],
+        *,
+        slot: FileLock,
+        confirm: Callable[[], None],
+        environment: Mapping[str, str],
+    ) -> Child:
+        """Prepares a new run directory and starts the shim in it.
+
+        Args:
+            request: config.json.
+            slot: the place on the card, which the processes go on holding.
+            confirm: called when the attempt's lock is held, right before anything is started; it raises if the
+                attempt has been taken over meanwhile. Whoever takes over looks at the lock afterwards.
+
+        Raises:
+            FileExistsError: there is such a folder, left by another life of the lab.
+        """
+        directory.mkdir(parents=True)
+        with FileLock(directory / "lock") as tree, FileLock(directory / "shim.lock") as shim:
+            if not (tree.acquire(LOCK_SECONDS) and shim.acquire(LOCK_SECONDS)):
+                raise FileExistsError(f"{directory} is in use by another process")
+
+            write_atomically(directory / "config.json", json.dumps(request, indent=2, allow_nan=False) + "\n")
+            confirm()
+            handed_down = (tree.fd, slot.fd)
+            process = spawn_module(
+                "gpu_runner.shim",
+                [str(directory), *map(str, handed_down)],
+                log=directory / "log.txt",
+                keep_fds=(*handed_down, shim.fd),
+                cwd=directory,
+                environment=environment,
+            )
+            return cls(directory, process)
+
+    @property
+    def pid(self) -> int | None:
+        """The shim's process id, which is also its session's; None in the instant before it has said so."""
+        if self.process is not None:
+            return self.process.pid
+
+        try:
+            return int((self.directory / "shim.lock").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def is_alive(self) -> bool:
+        """Whether any process of the attempt lives."""
+        if self.process is not None:
+            self.process.poll()  # or the dead shim stays a zombie
+
+        return is_locked(self.directory / "lock")
+
+    def has_shim(self) -> bool:
+        """Whether the shim lives. Without one there will be no exit.json."""
+        return is_locked(self.directory / "shim.lock")
+
+    def terminate(self) -> None:
+        """Asks the shim to end its child and itself, which takes at most shim.GRACE_SECONDS."""
+        if self.pid is not None and self.has_shim():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends every process of the attempt at once."""
+        if self.pid is not None and self.is_alive():
+            kill_session(self.pid)

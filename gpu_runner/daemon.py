@@ -1,0 +1,331 @@
+"""The hands of the lab: claims runs, has child processes do them, and carries what they write into the database.
+
+`Daemon.step(now)` is all of it; time is passed in, and `python -m gpu_runner` is the loop around it. A step finds
+attempts whose owner died, takes new metrics in, settles what has ended, claims what waits, and wakes the mind process
+(`python -m agents`) when a run has ended. It may be killed after any line: what it had not yet written is still in the
+run directory, and the next daemon adopts the children that train on.
+
+What this does not do: decide which runs there are (agents/), grade them (moe/evaluate.py), or survive its lease: a
+daemon that was suspended past it finds its attempts fenced, and lets go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from db.clock import Instant
+from db.errors import FencedError
+from db.events import add_event
+from db.lab import Lab
+from db.processes import FileLock, spawn_module
+from db.queue import (
+    Claim,
+    Outcome,
+    adopt_attempt,
+    claim_run,
+    count_queued,
+    experiments_to_judge,
+    finish_attempt,
+    get_run,
+    ingest,
+    live_attempts,
+    lose_attempt,
+    put_back,
+    set_pid,
+)
+from db.records import Attempt, RunKind
+from db.runners import add_gpu_sample, beat_runner, register_runner, start_runner, stop_runner
+from gpu_runner.card import Card
+from gpu_runner.child import Child
+from gpu_runner.metrics import NewLines, read_new_lines
+from gpu_runner.nvml import Nvml, NvmlError
+from gpu_runner.outcome import Lost, read_outcome
+from gpu_runner.shim import GRACE_SECONDS
+
+_LOG = logging.getLogger(__name__)
+
+SLOTS = 1
+"""Attempts on one card at a time."""
+
+KILL_SECONDS = GRACE_SECONDS + 2.0
+"""After a request to end, until all of an attempt's processes are killed."""
+
+_LONGEST_BACK_OFF = 30.0
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+@dataclass(kw_only=True)
+class Held:
+    """An attempt that this daemon looks after. Times are seconds since boot."""
+
+    attempt: Attempt
+    kind: RunKind
+    child: Child
+    offset: int
+    renewed_at: float
+    kill_at: float | None = None
+    garbage: int = 0
+    rebooted: bool = False
+
+
+class Daemon:
+    """One card's daemon. The caller holds the card's lock, so that a former daemon of this card is dead."""
+
+    def __init__(self, lab: Lab, card: Card, nvml: Nvml, at: Instant) -> None:
+        self.lab = lab
+        self.card = card
+        self.store = lab.store
+        self.settings = lab.settings.runner
+        self.held: dict[int, Held] = {}
+        self.stopping = False
+        self.runner = register_runner(self.store, card.columns())
+        start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
+        self._nvml = nvml
+        self._version = -1
+        self._claimable = True
+        self._claim_after = at.seconds
+        self._beat_after = at.seconds
+        self._sample_after = at.seconds
+        self._losses = 0
+        self._complaint = ""
+        self._mind: subprocess.Popen[bytes] | None = None
+        self._mind_due = bool(experiments_to_judge(self.store))
+        self._former: list[subprocess.Popen[bytes]] = []
+
+    def step(self, now: Instant) -> None:
+        """Does all that is due at `now`.
+
+        Raises:
+            LabError, OSError: the lab cannot be used at the moment; the next step goes on where this one was.
+        """
+        version = self.store.data_version()
+        changed = version != self._version
+        if now.seconds >= self._beat_after:
+            self._beat(now)
+            self._recover(now)
+
+        for held in list(self.held.values()):
+            with self._letting_go(held):
+                self._watch(held, now, changed=changed)
+
+        if (changed or self._claimable) and not self.stopping and now.seconds >= self._claim_after:
+            self._claim(now)
+
+        if self.card.device == "cuda" and now.seconds >= self._sample_after:
+            self._sample(now)
+
+        self._wake_mind()
+        self._version = version
+
+    def begin_stop(self, now: Instant) -> None:
+        """Ends the children and claims no more; the steps that follow put the runs back into the queue."""
+        self.stopping = True
+        for held in self.held.values():
+            self._end(held, now)
+
+    def close(self, message: str) -> None:
+        """Notes that this daemon has gone."""
+        stop_runner(self.store, self.runner.id, message)
+
+    def _beat(self, now: Instant) -> None:
+        beat_runner(self.store, self.runner.id)
+        self._former = [process for process in self._former if process.poll() is None]
+        self._claimable = True  # a place on the card may have become free without a word in the database
+        self._beat_after = now.seconds + self.settings.lease_seconds / 3
+
+    def _recover(self, now: Instant) -> None:
+        """Adopts live attempts whose owner is dead or past its lease; _watch then finds out what became of them.
+
+        The lock is looked at after the takeover is written, and a starting daemon looks for a takeover after it has
+        the lock: so no child is started for an attempt that was given up.
+        """
+        for attempt in live_attempts(self.store):
+            ours = attempt.runner_id == self.runner.id
+            rebooted = attempt.boot_id != now.boot_id
+            if attempt.id in self.held or not (ours or rebooted or attempt.lease_until < now.seconds):
+                continue
+
+            try:
+                adopted = adopt_attempt(
+                    self.store, attempt, self.runner, now, lease_seconds=self.settings.lease_seconds
+                )
+            except FencedError:
+                continue
+
+            child = Child(self.lab.runs_folder / adopted.directory)
+            if child.pid is not None and adopted.pid != child.pid:
+                set_pid(self.store, adopted, child.pid)
+
+            self.held[adopted.id] = Held(
+                attempt=adopted,
+                kind=get_run(self.store, adopted.run_id).kind,
+                child=child,
+                offset=adopted.metrics_offset,
+                renewed_at=now.seconds,
+                rebooted=rebooted,
+            )
+            _LOG.info("adopted attempt %d of run %d", adopted.id, adopted.run_id)
+
+    def _watch(self, held: Held, now: Instant, *, changed: bool) -> None:
+        if held.kill_at is not None and now.seconds >= held.kill_at:
+            held.child.kill()
+
+        alive = held.child.is_alive()  # before reading: what a dead process wrote is all there
+        new = read_new_lines(held.child.directory / "metrics.jsonl", held.offset)
+        lease_due = now.seconds - held.renewed_at >= self.settings.lease_seconds / 3
+        if (new.more or lease_due or changed) and self._ingest(held, new, now):
+            self._end(held, now)
+
+        if alive:
+            # Without its shim nobody will learn the exit code or evaluate the checkpoint: to train on would only keep
+            # the card busy, so the rest of the session is ended and the run done again.
+            if not held.child.has_shim():
+                held.child.kill()
+
+            return
+
+        while new.more:
+            new = read_new_lines(held.child.directory / "metrics.jsonl", held.offset)
+            self._ingest(held, new, now)
+
+        self._settle(held, now)
+
+    def _ingest(self, held: Held, new: NewLines, now: Instant) -> bool:
+        with self.store.transaction():
+            cancel = ingest(
+                self.store, held.attempt, new.points, new.offset, now, lease_seconds=self.settings.lease_seconds
+            )
+            if new.garbage and not held.garbage:
+                message = f"run {held.attempt.run_id}: metrics.jsonl has lines that are not points; they are skipped"
+                add_event(self.store, "garbage", message, run_id=held.attempt.run_id)
+
+        held.offset, held.renewed_at, held.garbage = new.offset, now.seconds, held.garbage + new.garbage
+        return cancel
+
+    def _end(self, held: Held, now: Instant) -> None:
+        if held.kill_at is None:
+            held.child.terminate()
+            held.kill_at = now.seconds + KILL_SECONDS
+
+    def _settle(self, held: Held, now: Instant) -> None:
+        """Writes how an attempt ended, whose processes are all dead."""
+        outcome = read_outcome(held.child.directory, held.kind)
+        has_result = isinstance(outcome, Outcome) and outcome.status != "failed"
+        if not has_result and get_run(self.store, held.attempt.run_id).cancel_requested:
+            outcome = Outcome(status="cancelled")
+
+        if isinstance(outcome, Outcome):
+            run = finish_attempt(self.store, held.attempt, outcome, max_failures=self.settings.max_failures)
+            self._losses = 0
+        elif self.stopping:
+            run = put_back(self.store, held.attempt, "its runner was stopped")
+        else:
+            reason = "the machine was restarted" if held.rebooted else outcome.reason
+            run = lose_attempt(self.store, held.attempt, reason, max_lost=self.settings.max_lost)
+            self._losses += 1
+            self._claim_after = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
+
+        self._release(held)
+        self._mind_due = True
+        _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
+
+    def _claim(self, now: Instant) -> None:
+        self._claimable = False
+        if not count_queued(self.store, self.card.hardware_class):
+            return
+
+        for number in range(SLOTS):
+            with FileLock(self.lab.lock(f"slot-{self.card.key}-{number}")) as slot:
+                if slot.acquire():
+                    claim = claim_run(self.store, self.runner, now, lease_seconds=self.settings.lease_seconds)
+                    if claim is not None:
+                        self._start(claim, slot, now)
+                        self._claimable = True
+
+    def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
+        attempt, run = claim.attempt, claim.run
+        request = {
+            "kind": run.kind,
+            "config": run.config,
+            "baseline": run.baseline,
+            "seed": run.seed,
+            "device": self.card.device,
+            "threads": self.card.threads,
+            "data_dir": str(self.lab.data_folder),
+            "split": "val",
+        }
+        lease = self.settings.lease_seconds
+        try:
+            child = Child.start(
+                self.lab.runs_folder / attempt.directory,
+                request,
+                slot=slot,
+                confirm=lambda: ingest(self.store, attempt, [], 0, now, lease_seconds=lease),
+                environment=_environment(self.card),
+            )
+        except FencedError:
+            return
+        except FileExistsError as error:  # the next attempt has another token, and so another folder
+            lose_attempt(self.store, attempt, str(error), max_lost=self.settings.max_lost)
+            return
+        except OSError as error:
+            put_back(self.store, attempt, f"its processes could not be started: {error}")
+            self._claim_after = now.seconds + _LONGEST_BACK_OFF
+            raise
+
+        self.held[attempt.id] = Held(attempt=attempt, kind=run.kind, child=child, offset=0, renewed_at=now.seconds)
+        if child.pid is not None:
+            set_pid(self.store, attempt, child.pid)
+
+        _LOG.info("run %d (%s, seed %d) started as attempt %d", run.id, run.kind, run.seed, attempt.id)
+
+    def _sample(self, now: Instant) -> None:
+        self._sample_after = now.seconds + self.settings.sample_seconds
+        attempt_id = next(iter(self.held), None)
+        try:
+            sample = self._nvml.sample(self.card.key)
+            add_gpu_sample(self.store, self.runner.id, attempt_id, asdict(sample))
+            complaint = ""
+        except NvmlError as error:
+            complaint = f"; the card cannot be read: {error}"
+
+        if complaint != self._complaint:
+            self._complaint = complaint
+            beat_runner(self.store, self.runner.id, message=self.card.message + complaint)
+            _LOG.warning("%s%s", self.card.message, complaint)
+
+    def _wake_mind(self) -> None:
+        """A mind that is just leaving may have missed the last run's end, so one more is started after it."""
+        if self._mind is not None and self._mind.poll() is None:
+            return
+
+        if self._mind_due:
+            self._mind = spawn_module("agents", [str(self.lab.folder)], log=self.lab.log("mind"))
+            self._mind_due = False
+
+    def _release(self, held: Held) -> None:
+        del self.held[held.attempt.id]
+        if held.child.process is not None:
+            self._former.append(held.child.process)
+
+        self._claimable = True
+
+    @contextmanager
+    def _letting_go(self, held: Held) -> Iterator[None]:
+        try:
+            yield
+        except FencedError as error:
+            _LOG.warning("let go of attempt %d: %s", held.attempt.id, error)
+            self._release(held)
+
+
+def _environment(card: Card) -> Mapping[str, str]:
+    """What a child may see of ours: no secrets, and no card but this one."""
+    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    return environment | ({"CUDA_VISIBLE_DEVICES": card.key} if card.device == "cuda" else {})

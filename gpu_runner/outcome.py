@@ -1,0 +1,132 @@
+"""What an attempt's run directory says of how it ended, read when all of its processes are dead.
+
+A result (completed; pruned: the model diverged), a fault (failed: tried again, max_failures times), or nothing to be
+had (lost: killed from outside, tried again, max_lost times).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from db.queue import Outcome
+from db.records import RunKind
+from gpu_runner.shim import STEPS
+
+LOG_LINES = 30
+_LOG_BYTES = 16_384
+_TEXT = 2_000  # characters of an error that are kept in its row
+_FILE_BYTES = 1 << 20
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """The attempt has no result, and it is not the run's fault."""
+
+    reason: str
+
+
+class _Exit(BaseModel):
+    step: str
+    exit_code: int
+    terminated: bool
+
+
+def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost:
+    """How the attempt in `directory` ended."""
+    try:
+        ended = _Exit.model_validate_json((directory / "exit.json").read_bytes())
+    except OSError:
+        return Lost(reason="all of its processes were killed before they left a result")
+    except ValidationError:
+        return Lost(reason="its exit.json cannot be read")
+
+    if ended.exit_code == 0 and ended.step == STEPS[kind][-1]:
+        return _result(directory, kind)
+
+    if ended.terminated:
+        return Lost(reason=f"moe.{ended.step} was ended by SIGTERM")
+
+    if -ended.exit_code in _FROM_OUTSIDE:
+        return Lost(reason=f"moe.{ended.step} was killed by {_signal(ended.exit_code)}")
+
+    error = _read_object(directory / "error.json") or {}
+    if error.get("error") == "non_finite":
+        return Outcome(status="pruned", error=_clip(error.get("message") or "not finite"), exit_code=ended.exit_code)
+
+    if "error" in error:
+        return _failed(directory, f"{error['error']}: {error.get('message', '')}", ended.exit_code)
+
+    how = f"killed by {_signal(ended.exit_code)}" if ended.exit_code < 0 else f"exit code {ended.exit_code}"
+    return _failed(directory, f"moe.{ended.step} ended without saying why ({how})", ended.exit_code)
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log of any size and content, as text that any page can show."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_BYTES))
+            text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+    return "\n".join(text.replace("\0", "").splitlines()[-LOG_LINES:])
+
+
+def _result(directory: Path, kind: RunKind) -> Outcome:
+    score = _read_object(directory / "score.json")
+    if score is None:
+        return _failed(directory, "score.json is missing, or is not one JSON object of finite numbers", 0)
+
+    if kind == "probe":
+        return Outcome(status="completed", score={**score, "passed": _has_passed(score)}, exit_code=0)
+
+    val_bpb = score.get("val_bpb")
+    if isinstance(val_bpb, bool) or not isinstance(val_bpb, int | float) or not math.isfinite(val_bpb):
+        return _failed(directory, f"score.json has no val_bpb but {val_bpb!r}", 0)
+
+    return Outcome(status="completed", score={**score, "val_bpb": float(val_bpb)}, exit_code=0)
+
+
+def _has_passed(score: dict[str, Any]) -> bool:
+    """Whether a treatment may train: every changed knob acts, no peeking at future tokens, and it fits."""
+    acts = score.get("acts") or {}
+    return (
+        all(isinstance(seen, dict) and seen.get("acts") is True for seen in acts.values())
+        and score.get("causal") is True
+        and score.get("fits") is True
+    )
+
+
+def _failed(directory: Path, error: str, exit_code: int) -> Outcome:
+    return Outcome(status="failed", error=_clip(error), log_tail=log_tail(directory / "log.txt"), exit_code=exit_code)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(_FILE_BYTES))
+
+        json.dumps(content, allow_nan=False)  # refuses NaN, Infinity and 1e999
+    except (OSError, ValueError, RecursionError):
+        return None
+
+    return content if isinstance(content, dict) else None
+
+
+def _clip(text: object) -> str:
+    return str(text).replace("\0", "")[:_TEXT]
+
+
+def _signal(exit_code: int) -> str:
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"

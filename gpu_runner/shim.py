@@ -1,0 +1,98 @@
+"""The one detached process of an attempt: `python -m gpu_runner.shim DIR FD...`, started by gpu_runner/child.py.
+
+It runs the steps of the run in DIR one after another as child processes, their output in log.txt, and says in exit.json
+how the last of them ended. FD are the descriptors of locks that it hands down to each child: they are free exactly
+when the shim and all below it are dead. It outlives the daemon, so that a daemon that was killed can be started again
+and adopt what still trains.
+
+On SIGTERM it ends its child, says so in exit.json, and exits. What this does not do: look at results, or open the lab's
+database. Standard library only, to start in the blink of an eye.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from db.processes import write_atomically
+
+STEPS: Mapping[str, Sequence[str]] = {"train": ("train", "evaluate"), "probe": ("probe",)}
+"""The modules of moe/ that make up a run of each kind; only the last one's score.json counts."""
+
+GRACE_SECONDS = 3
+"""From SIGTERM to SIGKILL for the child."""
+
+
+class Shim:
+    """The steps of one attempt, and the signal that may end them early."""
+
+    def __init__(self, directory: Path, locks: Sequence[int]) -> None:
+        self.directory = directory
+        self.locks = locks
+        self.terminated = False
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Runs all steps and writes exit.json."""
+        (self.directory / "shim.lock").write_text(f"{os.getpid()}\n")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would turn every exit code into 0
+        signal.signal(signal.SIGALRM, self._kill)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._terminate)
+
+        kind = json.loads((self.directory / "config.json").read_bytes())["kind"]
+        step, exit_code = "", 0
+        for step in STEPS[kind]:
+            exit_code = -signal.SIGTERM if self.terminated else self._run_step(step)
+            if exit_code != 0:
+                break
+
+        for name in ("metrics.jsonl", "log.txt"):
+            _sync(self.directory / name)  # exit.json promises that they are whole
+
+        ended = {"step": step, "exit_code": exit_code, "terminated": self.terminated}
+        write_atomically(self.directory / "exit.json", json.dumps(ended) + "\n")
+
+    def _run_step(self, step: str) -> int:
+        with (self.directory / "log.txt").open("ab") as log:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", f"moe.{step}", str(self.directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=tuple(self.locks),
+                cwd=self.directory,  # python -m looks there first: no folder of the user's can stand in for moe/
+            )
+
+        if self.terminated:  # the signal came while the child was being started
+            self._terminate(signal.SIGTERM, None)
+
+        exit_code = self.child.wait()
+        signal.alarm(0)
+        return exit_code
+
+    def _terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self.terminated = True
+        if self.child is not None:
+            self.child.terminate()
+            signal.alarm(GRACE_SECONDS)
+
+    def _kill(self, _number: int, _frame: FrameType | None) -> None:
+        if self.child is not None:
+            self.child.kill()
+
+
+def _sync(path: Path) -> None:
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+if __name__ == "__main__":
+    Shim(Path(sys.argv[1]), [int(number) for number in sys.argv[2:]]).run()
