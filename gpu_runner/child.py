@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
@@ -21,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from db.processes import FileLock, is_locked, kill_session, spawn_module, write_atomically
+from gpu_runner.card import Card
 
 LOCK_SECONDS = 1.0
 """A look at a lock (is_locked) holds it for an instant; whoever means to keep it waits that out."""
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 class Child:
@@ -40,7 +44,7 @@ class Child:
         request: Mapping[str, Any],
         *,
         slot: FileLock,
-        confirm: Callable[[], None],
+        confirm: Callable[[], object],
         environment: Mapping[str, str],
     ) -> Child:
         """Prepares a new run directory and starts the shim in it.
@@ -104,3 +108,9 @@ class Child:
         """Ends every process of the attempt at once."""
         if self.pid is not None and self.is_alive():
             kill_session(self.pid)
+
+
+def child_environment(card: Card) -> Mapping[str, str]:
+    """What a child may see of our environment: no secrets, and no card but its own."""
+    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    return environment | ({"CUDA_VISIBLE_DEVICES": card.key} if card.device == "cuda" else {})

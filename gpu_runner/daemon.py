@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from db.clock import Instant
 from db.errors import FencedError
 from db.events import add_event
 from db.lab import Lab
-from db.processes import FileLock, spawn_module
+from db.processes import FileLock
 from db.queue import (
     Claim,
     Outcome,
@@ -40,12 +39,14 @@ from db.queue import (
     set_pid,
 )
 from db.records import Attempt, RunKind
-from db.runners import add_gpu_sample, beat_runner, register_runner, start_runner, stop_runner
+from db.runners import beat_runner, register_runner, start_runner, stop_runner
 from gpu_runner.card import Card
-from gpu_runner.child import Child
+from gpu_runner.child import Child, child_environment
 from gpu_runner.metrics import NewLines, read_new_lines
-from gpu_runner.nvml import Nvml, NvmlError
-from gpu_runner.outcome import Lost, read_outcome
+from gpu_runner.mind import MindWaker
+from gpu_runner.nvml import Nvml
+from gpu_runner.outcome import read_outcome
+from gpu_runner.sampler import Sampler
 from gpu_runner.shim import GRACE_SECONDS
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,6 @@ KILL_SECONDS = GRACE_SECONDS + 2.0
 """After a request to end, until all of an attempt's processes are killed."""
 
 _LONGEST_BACK_OFF = 30.0
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 @dataclass(kw_only=True)
@@ -86,16 +86,13 @@ class Daemon:
         self.stopping = False
         self.runner = register_runner(self.store, card.columns())
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
-        self._nvml = nvml
+        self._mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
+        self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
         self._claimable = True
         self._claim_after = at.seconds
         self._beat_after = at.seconds
-        self._sample_after = at.seconds
         self._losses = 0
-        self._complaint = ""
-        self._mind: subprocess.Popen[bytes] | None = None
-        self._mind_due = bool(experiments_to_judge(self.store))
         self._former: list[subprocess.Popen[bytes]] = []
 
     def step(self, now: Instant) -> None:
@@ -117,10 +114,8 @@ class Daemon:
         if (changed or self._claimable) and not self.stopping and now.seconds >= self._claim_after:
             self._claim(now)
 
-        if self.card.device == "cuda" and now.seconds >= self._sample_after:
-            self._sample(now)
-
-        self._wake_mind()
+        self._sampler.step(now, self.settings.sample_seconds, next(iter(self.held), None))
+        self._mind.step()
         self._version = version
 
     def begin_stop(self, now: Instant) -> None:
@@ -179,7 +174,12 @@ class Daemon:
         alive = held.child.is_alive()  # before reading: what a dead process wrote is all there
         new = read_new_lines(held.child.directory / "metrics.jsonl", held.offset)
         lease_due = now.seconds - held.renewed_at >= self.settings.lease_seconds / 3
-        if (new.more or lease_due or changed) and self._ingest(held, new, now):
+        if new.more or lease_due:
+            cancel = self._ingest(held, new, now)
+        else:
+            cancel = changed and get_run(self.store, held.attempt.run_id).cancel_requested
+
+        if cancel:
             self._end(held, now)
 
         if alive:
@@ -232,7 +232,7 @@ class Daemon:
             self._claim_after = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 
         self._release(held)
-        self._mind_due = True
+        self._mind.due = True
         _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
 
     def _claim(self, now: Instant) -> None:
@@ -267,7 +267,7 @@ class Daemon:
                 request,
                 slot=slot,
                 confirm=lambda: ingest(self.store, attempt, [], 0, now, lease_seconds=lease),
-                environment=_environment(self.card),
+                environment=child_environment(self.card),
             )
         except FencedError:
             return
@@ -285,30 +285,6 @@ class Daemon:
 
         _LOG.info("run %d (%s, seed %d) started as attempt %d", run.id, run.kind, run.seed, attempt.id)
 
-    def _sample(self, now: Instant) -> None:
-        self._sample_after = now.seconds + self.settings.sample_seconds
-        attempt_id = next(iter(self.held), None)
-        try:
-            sample = self._nvml.sample(self.card.key)
-            add_gpu_sample(self.store, self.runner.id, attempt_id, asdict(sample))
-            complaint = ""
-        except NvmlError as error:
-            complaint = f"; the card cannot be read: {error}"
-
-        if complaint != self._complaint:
-            self._complaint = complaint
-            beat_runner(self.store, self.runner.id, message=self.card.message + complaint)
-            _LOG.warning("%s%s", self.card.message, complaint)
-
-    def _wake_mind(self) -> None:
-        """A mind that is just leaving may have missed the last run's end, so one more is started after it."""
-        if self._mind is not None and self._mind.poll() is None:
-            return
-
-        if self._mind_due:
-            self._mind = spawn_module("agents", [str(self.lab.folder)], log=self.lab.log("mind"))
-            self._mind_due = False
-
     def _release(self, held: Held) -> None:
         del self.held[held.attempt.id]
         if held.child.process is not None:
@@ -323,9 +299,3 @@ class Daemon:
         except FencedError as error:
             _LOG.warning("let go of attempt %d: %s", held.attempt.id, error)
             self._release(held)
-
-
-def _environment(card: Card) -> Mapping[str, str]:
-    """What a child may see of ours: no secrets, and no card but this one."""
-    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
-    return environment | ({"CUDA_VISIBLE_DEVICES": card.key} if card.device == "cuda" else {})

@@ -1,0 +1,220 @@
+"""A workbench for the runner: a lab of its own, real daemons as processes, and what must hold when all is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.clock import now
+from db.experiments import add_experiment
+from db.lab import Lab
+from db.processes import is_locked
+from db.queue import add_run, get_run
+from db.records import Arm, Attempt, Run
+from db.runners import register_runner
+from gpu_runner.card import Card
+from gpu_runner.daemon import Daemon
+from gpu_runner.nvml import Nvml
+
+ROOT = Path(__file__).parents[2]
+STANDIN = Path(__file__).parent / "standin"
+WAIT_SECONDS = 25.0
+
+SETTINGS = """
+[runner]
+device = "cpu"
+threads = 1
+poll_seconds = 0.02
+lease_seconds = 1.0
+"""
+
+CARD = Card(
+    device="cpu", name="test", key="cpu", torch="2.13.0", memory_bytes=2**30, threads=1, message="training on the CPU"
+)
+
+OTHER_DAEMON = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from db.lab import Lab
+from gpu_runner.__main__ import drive
+from gpu_runner.card import detect_card
+from gpu_runner.nvml import Nvml
+import logging
+logging.basicConfig(level=logging.INFO)
+lab, nvml = Lab(Path(sys.argv[1])), Nvml()
+sys.exit(drive(lab, replace(detect_card(lab.settings.runner, nvml), key=sys.argv[2]), nvml))
+"""
+"""A daemon of a second card with the same hardware class, as on a machine with two of them."""
+
+
+class Bench:
+    """One lab under test."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "blueberry.toml").write_text(SETTINGS)
+        self.lab = Lab(folder)
+        self.store = self.lab.store
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        self.experiment_id = 0
+        self.hardware_class = ""
+
+    def register(self, card: Card = CARD) -> None:
+        """Makes runs go to this kind of card; without it, to the daemon's own."""
+        self.hardware_class = register_runner(self.store, card.columns()).hardware_class
+
+    def start(self, *, key: str | None = None, standin: bool = True, **variables: str) -> subprocess.Popen[bytes]:
+        """Starts a daemon; its log is logs/runner.log. `key` makes it one of another card."""
+        paths = [*([str(STANDIN)] if standin else []), str(ROOT)]
+        command = [sys.executable, "-m", "gpu_runner", str(self.lab.folder)]
+        if key is not None:
+            command = [sys.executable, "-c", OTHER_DAEMON, str(self.lab.folder), key]
+
+        with self.lab.log("runner").open("ab") as log:
+            daemon = subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables,
+                stdout=log,
+                stderr=log,
+                cwd=self.lab.folder,
+            )
+
+        self.daemons.append(daemon)
+        return daemon
+
+    def daemon(self, card: Card = CARD) -> Daemon:
+        """A daemon within the test, to be stepped by hand."""
+        return Daemon(self.lab, card, Nvml(), now())
+
+    def enqueue(self, act: str = "train", *, arm: Arm = "treatment", **values: Any) -> int:
+        """Queues a run whose child does as `act` says; returns its id."""
+        if not self.hardware_class:
+            subprocess.run(
+                [sys.executable, "-m", "gpu_runner", str(self.lab.folder), "--register"],
+                cwd=ROOT, check=True, capture_output=True,
+            )  # fmt: skip
+            self.hardware_class = str(self.store.value("SELECT hardware_class FROM runners"))
+
+        if not self.experiment_id:
+            columns = {"title": "t", "hypothesis": "h", "method": "m", "domain": "d", "preset": "nano"}
+            columns |= {"metric": "val_bpb", "direction": "lower", "proposer": "catalog"}
+            self.experiment_id = add_experiment(self.store, {**columns, "baseline": {}, "treatment": {"lr": 1.0}}).id
+
+        seed = int(self.store.value("SELECT count(*) FROM runs"))
+        run = {"kind": "train", "fingerprint": "f", "seed": seed, "config": {"act": act}, "baseline": None}
+        run |= {"hardware_class": self.hardware_class, "needs_run_id": None, "priority": 0, "steps": None}
+        return add_run(self.store, self.experiment_id, arm, run | values).run.id
+
+    def run(self, run_id: int) -> Run:
+        """The run as it stands."""
+        return get_run(self.store, run_id)
+
+    def attempts(self, run_id: int) -> list[Attempt]:
+        """The attempts of a run, oldest first."""
+        return [
+            Attempt.of(row) for row in self.store.rows("SELECT * FROM attempts WHERE run_id = ? ORDER BY id", (run_id,))
+        ]
+
+    def statuses(self, run_id: int) -> list[str]:
+        """How the attempts of a run stand."""
+        return [attempt.status for attempt in self.attempts(run_id)]
+
+    def directory(self, run_id: int) -> Path:
+        """The run directory of its latest attempt."""
+        return self.lab.runs_folder / self.attempts(run_id)[-1].directory
+
+    def go(self) -> None:
+        """Lets all waiting children end."""
+        (self.lab.folder / "go").touch()
+
+    def until(self, condition: Callable[[], object], what: str, *, seconds: float = WAIT_SECONDS) -> None:
+        """Waits for a condition, and fails when it does not come."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            log = self.lab.log("runner")
+            assert time.monotonic() < deadline, (
+                f"after {seconds} s: not {what}\n{log.read_text() if log.exists() else 'no log'}"
+            )
+            time.sleep(0.01)
+
+    def until_training(self, run_id: int, *, step: int = 3) -> None:
+        """Waits until the database knows of some steps."""
+        self.until(lambda: (self.run(run_id).step or 0) >= step, f"run {run_id} at step {step}")
+
+    def until_status(self, run_id: int, status: str) -> None:
+        """Waits until a run stands so."""
+        self.until(lambda: self.run(run_id).status == status, f"run {run_id} {status}")
+
+    def shim_pid(self, run_id: int) -> int:
+        """The process that leads a run's latest attempt."""
+        return int((self.directory(run_id) / "shim.lock").read_text())
+
+    def child_pid(self, run_id: int) -> int:
+        """The training process below the shim."""
+        shim = self.shim_pid(run_id)
+        return int(Path(f"/proc/{shim}/task/{shim}/children").read_text().split()[0])
+
+    def steps(self, run_id: int) -> list[int]:
+        """The steps of train_loss that the latest attempt has recorded."""
+        rows = self.store.rows(
+            """
+            SELECT step, value FROM metric_points
+            WHERE attempt_id = ? AND name = 'train_loss' AND value IS NOT NULL ORDER BY step
+            """,
+            (self.attempts(run_id)[-1].id,),
+        )
+        assert [row["value"] for row in rows] == [1.0 / row["step"] for row in rows]
+        return [int(row["step"]) for row in rows]
+
+    def assert_ended_once(self, run_id: int, status: str = "completed") -> None:
+        """One end, one result, all that the child wrote without gap or duplicate, and no process left."""
+        run = self.run(run_id)
+        assert run.status == status
+        ends = self.store.value("SELECT count(*) FROM events WHERE run_id = ? AND kind = 'ended'", (run_id,))
+        assert ends == 1
+        statuses = self.statuses(run_id)
+        assert statuses.count("live") == 0
+        if status == "completed":
+            assert statuses.count("completed") == 1
+            assert run.score == {"val_bpb": 1.5}
+            written = (self.directory(run_id) / "metrics.jsonl").read_text().splitlines()
+            assert self.steps(run_id) == list(range(1, len(written) + 1))
+
+        for directory in self.lab.runs_folder.iterdir():
+            assert not is_locked(directory / "lock")
+
+    def close(self) -> None:
+        """Ends whatever is left."""
+        for daemon in self.daemons:
+            with suppress(ProcessLookupError):
+                daemon.send_signal(signal.SIGCONT)
+
+            daemon.kill()
+            daemon.wait()
+
+        for directory in self.lab.runs_folder.iterdir():
+            if is_locked(directory / "lock"):
+                with suppress(OSError, ValueError):
+                    os.killpg(int((directory / "shim.lock").read_text()), signal.SIGKILL)
+
+        self.lab.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """An empty lab, in whose folder the test stands."""
+    bench = Bench(tmp_path / "lab")
+    monkeypatch.chdir(bench.lab.folder)
+    monkeypatch.setenv("PYTHONPATH", str(STANDIN))
+    yield bench
+    bench.close()

@@ -1,0 +1,11 @@
+"""Grades: writes what `score` in config.json says, a good score by default."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+directory = Path(sys.argv[1])
+config = json.loads((directory / "config.json").read_bytes())["config"]
+(directory / "score.json").write_text(config.get("score", '{"val_bpb": 1.5}'))

@@ -1,0 +1,154 @@
+"""A run's life when nobody interferes: done, failed, diverged, probed, cancelled, put back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from db.queries import curve
+from db.queue import cancel_experiment_runs
+from db.runners import list_runners
+from moe.config import PRESETS
+
+if TYPE_CHECKING:
+    from tests.gpu_runner.conftest import Bench
+
+
+def test_real_nano_run_is_trained_and_scored(bench: Bench) -> None:
+    nano = PRESETS["nano"]
+    key = bench.enqueue(config=nano.model_dump(), steps=nano.steps)
+    bench.start(standin=False)
+    bench.until(lambda: bench.run(key).status != "queued" and bench.run(key).step, "a first point")
+    bench.until_status(key, "completed")
+
+    run = bench.run(key)
+    assert (run.step, run.passed, run.error) == (40, True, None)
+    assert run.score is not None
+    assert run.val_bpb == run.score["val_bpb"]
+    assert 1.0 < run.score["val_bpb"] < 8.0
+    points = curve(bench.store, key, "train_loss")
+    assert len(points) == len((bench.directory(key) / "metrics.jsonl").read_text().splitlines())
+    assert points[-1].step == 40
+    assert bench.statuses(key) == ["completed"]
+
+
+def test_crash_is_recorded_with_its_log_and_tried_again_until_it_is_failed(bench: Bench) -> None:
+    key = bench.enqueue("crash")
+    bench.start(OPENROUTER_API_KEY="sk-do-not-show")
+    bench.until_status(key, "failed")
+
+    run = bench.run(key)
+    assert run.error == "moe.train ended without saying why (exit code 3)"
+    assert run.log_tail == "\n".join(f"line {number}" for number in range(20, 50))
+    assert (run.failures, run.lost) == (2, 0)
+    assert [(attempt.status, attempt.exit_code) for attempt in bench.attempts(key)] == [("failed", 3), ("failed", 3)]
+    bench.assert_ended_once(key, "failed")
+    assert "secret: False" in (bench.directory(key) / "log.txt").read_text()
+    bench.until(lambda: (bench.lab.folder / "minds").exists(), "the mind is woken")
+
+
+def test_second_attempt_may_succeed(bench: Bench) -> None:
+    key = bench.enqueue("crash once")
+    bench.start()
+    bench.until_status(key, "completed")
+
+    first, second = bench.attempts(key)
+    assert (first.status, first.error) == ("failed", "RuntimeError: bad luck")
+    assert second.status == "completed"
+    assert bench.run(key).error is None
+    bench.assert_ended_once(key)
+
+
+def test_divergence_is_a_result_and_not_tried_again(bench: Bench) -> None:
+    key = bench.enqueue("diverge")
+    bench.start()
+    bench.until_status(key, "pruned")
+
+    assert bench.run(key).error == "training loss is not finite at step 3"
+    assert bench.statuses(key) == ["completed"]
+    assert bench.steps(key) == [1, 2]
+    bench.assert_ended_once(key, "pruned")
+
+
+def test_unusable_score_is_a_failure(bench: Bench) -> None:
+    keys = [
+        bench.enqueue(config={"score": score}) for score in ("", "[]", "{}", '{"val_bpb": NaN}', '{"val_bpb": 1e999}')
+    ]
+    bench.start()
+    for key in keys:
+        bench.until_status(key, "failed")
+
+    errors = [bench.run(key).error for key in keys]
+    bad = "score.json is missing, or is not one JSON object of finite numbers"
+    assert errors == [bad, bad, "score.json has no val_bpb but None", bad, bad]
+
+
+def test_probe_passes_only_if_each_knob_acts_and_the_model_does_not_peek(bench: Bench) -> None:
+    good = {"acts": {"lr": {"acts": True}}, "causal": True, "fits": True}
+    scores = [
+        good,
+        good | {"acts": {"lr": {"acts": True}, "z": {"acts": False}}},
+        good | {"causal": False},
+        good | {"fits": False},
+    ]
+    probes = [bench.enqueue(kind="probe", arm="probe", config={"score": json.dumps(score)}) for score in scores]
+    gated = [bench.enqueue(needs_run_id=probe) for probe in probes]
+    bench.start()
+    bench.until_status(gated[0], "completed")
+    for probe in probes:
+        bench.until_status(probe, "completed")
+
+    assert [bench.run(probe).passed for probe in probes] == [True, False, False, False]
+    assert [bench.run(key).status for key in gated] == ["completed", "queued", "queued", "queued"]
+
+
+def test_cancelled_run_ends_soon_and_is_not_tried_again(bench: Bench) -> None:
+    key, waiting = bench.enqueue("wait"), bench.enqueue("wait")
+    bench.start()
+    bench.until_training(key)
+    assert cancel_experiment_runs(bench.store, bench.experiment_id) == 2
+    bench.until_status(key, "cancelled")
+
+    assert bench.run(waiting).status == "cancelled"
+    assert bench.statuses(key) == ["cancelled"]
+    bench.assert_ended_once(key, "cancelled")
+
+
+def test_sigterm_puts_the_run_back_even_from_a_child_that_ignores_it(bench: Bench) -> None:
+    key = bench.enqueue("stubborn")
+    daemon = bench.start()
+    bench.until_training(key)
+    started = time.monotonic()
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(10) == 0
+    assert time.monotonic() - started < 10
+
+    run = bench.run(key)
+    assert (run.status, run.failures, run.lost, run.error) == ("queued", 0, 0, "its runner was stopped")
+    assert bench.statuses(key) == ["cancelled"]
+    assert [(runner.status, runner.pid) for runner in list_runners(bench.store)] == [("stopped", None)]
+
+    bench.go()
+    bench.start()
+    bench.until_status(key, "completed")
+    bench.assert_ended_once(key)
+
+
+def test_garbage_among_the_metrics_is_skipped_and_told_once(bench: Bench) -> None:
+    key = bench.enqueue("babble")
+    bench.start()
+    bench.until_status(key, "completed")
+
+    assert [(p.step, p.value) for p in curve(bench.store, key, "train_loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 1 / 3),
+        (4, None),
+    ]
+    assert curve(bench.store, key, "lr")[0].value is None
+    told = bench.store.rows("SELECT message FROM events WHERE kind = 'garbage'")
+    assert [row["message"] for row in told] == [
+        f"run {key}: metrics.jsonl has lines that are not points; they are skipped"
+    ]
