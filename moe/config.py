@@ -362,7 +362,7 @@ _NANO = Config(
     n_heads=2,
     seq_len=64,
     rope_base=10_000.0,
-    init_std=0.02,
+    init_std=0.1,
     num_experts=4,
     top_k=2,
     d_expert=32,
@@ -391,23 +391,20 @@ _NANO = Config(
 PRESETS: Mapping[str, Config] = MappingProxyType(
     {
         "nano": _NANO,
+        # Narrow models want wider initial weights: GPT-2's 0.02 costs this one 0.5 bits per byte.
         "micro": _NANO.model_copy(
             update={
-                "d_model": 128,
-                "n_layers": 3,
-                "n_heads": 4,
-                "seq_len": 128,
+                "d_model": 64,
                 "num_experts": 8,
                 "d_expert": 128,
-                "lr": 4e-3,
-                "batch_size": 16,
-                "micro_batch_size": 16,
-                "budget_tokens": 128 * 16 * 100,
-                "eval_tokens": 32768,
-                "progress_evals": 5,
+                "init_std": 0.06,
+                "lr": 6e-3,
+                "budget_tokens": 64 * 8 * 1000,
+                "eval_tokens": 65_536,
+                "progress_evals": 8,
             }
         ),
-        # The Blueberry model: 79.0 M parameters, tied embeddings, two-matrix experts.
+        # The Blueberry model: 79.1 M parameters, tied embeddings, two-matrix experts.
         "t4": _NANO.model_copy(
             update={
                 "d_model": 384,
@@ -419,11 +416,12 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
                 "expert_kind": "mlp",
                 "tokenizer": "bpe",
                 "vocab_size": 49_152,
+                "init_std": 0.02,
                 "lr": 1e-3,
                 "batch_size": 96,
                 "micro_batch_size": 24,
                 "budget_tokens": 512 * 96 * 400,
-                "eval_tokens": 131_072,
+                "eval_tokens": 49_152,
                 "progress_evals": 10,
             }
         ),

@@ -83,7 +83,7 @@ def isolate(name: str, config: Config, baseline: Config) -> tuple[Config, Config
 def future_leak(logits: Callable[[Tensor], Tensor], config: Config) -> float:
     """The most that any logit moves when only later tokens change; `logits` maps [B, T] to [B, T, V]."""
     generator = torch.Generator().manual_seed(0)
-    shape = (2, config.seq_len)
+    shape = (config.routing_group, config.seq_len)
     tokens_BT, others_BT = (torch.randint(config.vocab_size, shape, generator=generator) for _ in range(2))
     moved = 0.0
     with torch.no_grad():

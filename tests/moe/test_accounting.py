@@ -1,0 +1,108 @@
+"""Accounting is exact: held against the real model, and against torch's own counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from moe.accounting import CONTEXT_BYTES, account, activation_bytes, fit_micro_batch, peak_memory_bytes
+from moe.config import PRESETS, Config, apply
+from moe.model import MoE
+
+NANO = PRESETS["nano"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mlp": {"expert_kind": "mlp"},
+    "one expert": {"num_experts": 1, "top_k": 1},
+    "many narrow experts": {"num_experts": 16, "top_k": 4, "d_expert": 8},
+    "bpe": {"tokenizer": "bpe", "vocab_size": 1024},
+    "deep": {"n_layers": 5, "d_model": 48},
+}
+CONFIGS = dict(PRESETS) | {name: apply(NANO, changes) for name, changes in VARIANTS.items()}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_parameters_are_those_of_the_model(config: Config) -> None:
+    with torch.device("meta"):
+        parameters = dict(MoE(config).named_parameters())
+
+    experts = sum(p.numel() for name, p in parameters.items() if ".experts." in name)
+    total = sum(p.numel() for p in parameters.values())
+    costs = account(config)
+    assert costs.parameters == total
+    assert costs.active_parameters == total - experts + experts * config.top_k // config.num_experts
+
+
+def test_t4_is_the_model_that_blueberry_describes() -> None:
+    costs = account(PRESETS["t4"])
+    assert round(costs.parameters / 1e6, 1) == 79.1
+    assert round(costs.flops_per_token / 1e6) == 227
+
+
+@pytest.mark.parametrize("config", [NANO, CONFIGS["mlp"], CONFIGS["bpe"]], ids=["nano", "mlp", "bpe"])
+def test_flops_are_those_that_torch_counts(config: Config) -> None:
+    model = _model(config)
+    tokens = torch.randint(config.vocab_size, (config.micro_batch_size, config.seq_len + 1))
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(model(tokens[:, :-1], tokens[:, 1:]).loss)
+
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(count for operation, count in counts.items() if "attention" not in str(operation))
+    attention = 6 * config.n_layers * config.d_model * (config.seq_len + 1)
+    n_tokens = config.micro_batch_size * config.seq_len
+    assert products == (account(config).flops_per_token - attention) * n_tokens
+
+
+def test_budget_flops_follow_whole_steps() -> None:
+    costs = account(NANO)
+    assert NANO.steps is not None
+    assert costs.flops == costs.flops_per_token * NANO.steps * NANO.batch_size * NANO.seq_len
+    assert account(apply(NANO, {"budget_tokens": None, "budget_seconds": 5.0})).flops is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"expert_kind": "mlp"}, {"num_experts": 8, "top_k": 1, "d_expert": 128}])
+def test_activation_bytes_are_those_that_autograd_keeps(changes: dict[str, Any]) -> None:
+    config = apply(NANO, {"d_model": 64, "d_expert": 64} | changes)
+    model = _model(config)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+
+        return tensor
+
+    tokens = torch.randint(config.vocab_size, (config.micro_batch_size, config.seq_len + 1))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(tokens[:, :-1], tokens[:, 1:])
+
+    head = 4 * config.micro_batch_size * config.seq_len * (config.vocab_size + config.d_model)
+    assert sum(kept.values()) - head == pytest.approx(activation_bytes(config, "fp32"), rel=0.15)
+    assert output.loss.isfinite()
+
+
+def test_peak_memory_of_t4_is_about_what_its_card_has_room_for() -> None:
+    t4 = PRESETS["t4"]
+    assert 2.5e9 < peak_memory_bytes(t4, "fp16") < 5.5e9
+    assert peak_memory_bytes(t4, "fp32") > peak_memory_bytes(t4, "fp16")
+
+
+def test_micro_batch_is_refitted_to_the_memory() -> None:
+    t4 = PRESETS["t4"]
+    assert fit_micro_batch(t4, 15 * 2**30, "fp16") == 24
+    peaks = {size: peak_memory_bytes(t4.model_copy(update={"micro_batch_size": size}), "fp16") for size in (2, 12, 16)}
+    assert fit_micro_batch(t4, peaks[12], "fp16") == 12
+    assert fit_micro_batch(t4, peaks[16] - 1, "fp16") == 12
+    assert fit_micro_batch(apply(t4, {"routing_group": 8}), peaks[12], "fp16") == 8
+    assert fit_micro_batch(apply(t4, {"routing_group": 8}), peaks[2], "fp16") is None
+    assert fit_micro_batch(t4, CONTEXT_BYTES["fp16"], "fp16") is None
+
+
+def _model(config: Config) -> MoE:
+    model = MoE(config)
+    model.init_weights(0)
+    return model

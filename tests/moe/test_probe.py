@@ -1,0 +1,120 @@
+"""The probe, through its run directory: knobs that act, knobs that are dead, and what they are blamed for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe.accounting import account, peak_memory_bytes
+from moe.config import KNOBS, PRESETS, Config, apply
+from moe.probe import isolate, probe
+from moe.rundir import run_in
+from moe.standin import stand_in
+
+MakeRun = Callable[..., Path]
+Probe = Callable[..., dict[str, Any]]
+NANO, MICRO, T4 = PRESETS["nano"], PRESETS["micro"], PRESETS["t4"]
+
+
+@pytest.fixture
+def probed(make_run: MakeRun) -> Probe:
+    def run(base: Config, treatment: dict[str, Any]) -> dict[str, Any]:
+        directory = make_run(apply(base, treatment), baseline=base)
+        assert run_in(probe, [str(directory)]) == 0
+        score = json.loads((directory / "score.json").read_text())
+        assert isinstance(score, dict)
+        return score
+
+    return run
+
+
+TREATMENTS: list[dict[str, Any]] = [
+    {"d_model": 128, "n_layers": 3, "n_heads": 4, "seq_len": 128, "rope_base": 100.0, "init_std": 0.03},
+    {"num_experts": 4, "d_expert": 64, "expert_kind": "mlp", "top_k": 1, "normalize_gates": False},
+    {"load_balance_weight": 0.1, "router_z_weight": 0.0, "routing_group": 2, "batch_size": 32},
+    {"lr": 1e-3, "min_lr_ratio": 0.0, "warmup_fraction": 0.2, "weight_decay": 0.0, "grad_clip": 0.5},
+    {"beta1": 0.8, "beta2": 0.99},
+]
+
+
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: ",".join(treatment))
+def test_knobs_that_act_are_seen_to(probed: Probe, treatment: dict[str, Any]) -> None:
+    acts = probed(MICRO, treatment)["acts"]
+    assert {name: seen["on"] for name, seen in acts.items()} == {name: KNOBS[name].acts_on for name in treatment}
+    assert [name for name, seen in acts.items() if not seen["acts"]] == []
+
+
+def test_all_science_knobs_are_probed_here() -> None:
+    named = {name for treatment in TREATMENTS for name in treatment}
+    assert named == {name for name, knob in KNOBS.items() if knob.role == "science"}
+
+
+@pytest.mark.parametrize(
+    ("base", "treatment", "dead"),
+    [
+        ({}, {"num_experts": 1, "top_k": 1, "normalize_gates": False}, {"normalize_gates"}),
+        ({}, {"num_experts": 1, "top_k": 1, "load_balance_weight": 0.5}, {"load_balance_weight"}),
+        ({"top_k": 4}, {"normalize_gates": False}, {"normalize_gates"}),  # all experts chosen: the sum is 1 already
+        ({"top_k": 4}, {"load_balance_weight": 0.5}, {"load_balance_weight"}),  # every load is equal
+        ({"load_balance_weight": 0.0}, {"routing_group": 2}, {"routing_group"}),
+        ({"grad_clip": 1e4}, {"grad_clip": 1e5}, {"grad_clip"}),
+        ({"lr": 1e-3, "min_lr_ratio": 1.0, "warmup_fraction": 0.0}, {"warmup_fraction": 1e-3}, {"warmup_fraction"}),
+        ({"warmup_fraction": 0.0, "min_lr_ratio": 1.0}, {"lr": 1e-3, "beta1": 0.8}, set()),
+    ],
+    ids=str,
+)
+def test_dead_knobs_are_named(probed: Probe, base: dict[str, Any], treatment: dict[str, Any], dead: set[str]) -> None:
+    acts = probed(apply(NANO, base), treatment)["acts"]
+    assert set(acts) == set(treatment)
+    assert {name for name, seen in acts.items() if not seen["acts"]} == dead
+
+
+def test_probe_reports_causality_and_costs(probed: Probe) -> None:
+    score = probed(T4, {"num_experts": 16, "d_model": 512})
+    config = apply(T4, {"num_experts": 16, "d_model": 512})
+    costs = account(config)
+    assert score["causal"] is True
+    assert "moves earlier logits by at most" in score["causal_detail"]
+    expected = {
+        "peak_memory_bytes": peak_memory_bytes(config, "fp32"),
+        "parameters": costs.parameters,
+        "active_parameters": costs.active_parameters,
+        "flops_per_token": costs.flops_per_token,
+    }
+    assert {name: score[name] for name in expected} == expected
+    assert score["fits"] == (score["peak_memory_bytes"] <= score["available_memory_bytes"])
+
+
+def test_a_baseline_can_be_probed_alone(make_run: MakeRun) -> None:
+    directory = make_run(NANO, kind="probe")
+    assert run_in(probe, [str(directory)]) == 0
+    score = json.loads((directory / "score.json").read_text())
+    assert score["acts"] == {}
+    assert score["causal"] is True
+
+
+def test_each_knob_is_set_back_alone_within_the_treatment() -> None:
+    treated = apply(NANO, {"num_experts": 1, "top_k": 1, "lr": 1e-3})
+    before, after = isolate("lr", treated, NANO)
+    assert (before, after) == (apply(treated, {"lr": NANO.lr}), treated)
+    before, after = isolate("top_k", treated, NANO)  # top_k=2 of one expert cannot be
+    assert (before, after) == (NANO, apply(NANO, {"top_k": 1}))
+    timed = apply(NANO, {"budget_tokens": None, "budget_seconds": 1.0})
+    assert isolate("budget_tokens", timed, NANO) == (NANO, timed)
+
+
+@pytest.mark.parametrize(
+    "name", ["d_model", "n_heads", "seq_len", "n_layers", "d_expert", "batch_size", "routing_group"]
+)
+def test_stand_ins_are_small_and_keep_the_order(name: str) -> None:
+    larger = {"d_model": 768, "n_heads": 16, "seq_len": 1024, "n_layers": 12, "d_expert": 3072, "batch_size": 192}
+    value = larger.get(name, 8)
+    a, b = stand_in(T4, apply(T4, {name: value}))
+    assert getattr(a, name) < getattr(b, name)
+    assert {field for field, seen in a if seen != getattr(b, field)} - {"micro_batch_size"} <= {name, "batch_size"}
+    assert max(account(a).parameters, account(b).parameters) < 10**6
+    assert stand_in(T4, T4)[0] == stand_in(T4, T4)[1]
