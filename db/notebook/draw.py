@@ -1,0 +1,121 @@
+"""Small pictures as inline SVG: curves of a run, and effects with their intervals. Colours come from the style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from db.notebook.formats import count
+from db.queries import CurvePoint
+from db.records import Word
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 300, 120, 40, 16, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a picture; `name` is also its CSS class: baseline, treatment or run."""
+
+    name: str
+    points: Sequence[CurvePoint]
+
+
+def draw_curves(metric: str, series: Sequence[Series]) -> Markup | None:
+    """A metric over steps, a line a series; None when nothing has been measured. Gaps are non-finite values."""
+    measured = [point for line in series for point in line.points if point.value is not None]
+    if not measured:
+        return None
+
+    last = max(point.step for point in measured) or 1
+    # The first steps fall steeply and would flatten the rest: the scale fits what comes after them.
+    scaled = [point.value for point in measured if point.step >= last / 10 and point.value is not None]
+    low, high = min(scaled), max(scaled)
+    if high - low < 1e-9 * max(abs(high), 1.0):
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+
+    def place(point: CurvePoint) -> tuple[float, float]:
+        assert point.value is not None
+        x = _LEFT + (_WIDTH - _LEFT - 6) * point.step / last
+        y = _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - point.value) / (high - low)
+        return x, max(-9.0 * _HEIGHT, min(y, 9.0 * _HEIGHT))
+
+    parts = [
+        Markup('<svg class="curves" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+            _WIDTH, _HEIGHT, f"{metric} over steps"
+        ),
+        Markup('<path class="axis" d="M{0} {1}V{2}H{3}"/>').format(_LEFT, _TOP, _HEIGHT - _BOTTOM, _WIDTH - 6),
+        Markup('<text x="{}" y="{}" class="tick end">{}</text>').format(_LEFT - 5, _TOP + 8, _tick(high)),
+        Markup('<text x="{}" y="{}" class="tick end">{}</text>').format(_LEFT - 5, _HEIGHT - _BOTTOM, _tick(low)),
+        Markup('<text x="{}" y="{}" class="tick end">{}</text>').format(_WIDTH - 6, _HEIGHT - 3, f"step {last}"),
+        Markup('<text x="{}" y="{}" class="tick">{}</text>').format(_LEFT, _HEIGHT - 3, metric),
+        Markup('<svg width="{}" height="{}" overflow="hidden">').format(_WIDTH, _HEIGHT - _BOTTOM + 3),
+    ]
+    for line in series:
+        known = [place(point) if point.value is not None else None for point in line.points]
+        path = _path(known)
+        if path:
+            parts.append(Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(line.name, path, line.name))
+
+        if sum(spot is not None for spot in known) < 12:
+            parts += [
+                Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.2"/>').format(line.name, *spot)
+                for spot in known
+                if spot is not None
+            ]
+
+    return Markup("").join([*parts, Markup("</svg></svg>")])
+
+
+def draw_interval(
+    effect: float | None, low: float | None, high: float | None, *, reach: float, word: Word, width: int = 180
+) -> Markup | None:
+    """An effect and its interval around zero, on a scale from -reach to +reach."""
+    if effect is None or reach <= 0.0:
+        return None
+
+    def place(value: float) -> float:
+        return width / 2 + max(-1.0, min(value / reach, 1.0)) * (width / 2 - 8)
+
+    kind = word.replace(" ", "-")
+    bar = Markup("")
+    if low is not None and high is not None:
+        bar = Markup('<path class="bar" d="M{:.1f} 12H{:.1f}M{:.1f} 7V17M{:.1f} 7V17"/>').format(
+            place(low), place(high), place(low), place(high)
+        )
+
+    return Markup(
+        '<svg class="interval interval-{}" viewBox="0 0 {} 24" width="{}" height="24" role="img" aria-label="{}">'
+        '<path class="zero" d="M{} 1V23"/>{}{}</svg>'
+    ).format(kind, width, width, _spoken(effect, low, high), width / 2, bar, _mark(place(effect), effect / reach))
+
+
+def _tick(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else count(value)
+
+
+def _mark(x: float, share: float) -> Markup:
+    if abs(share) <= 1.0:
+        return Markup('<circle cx="{:.1f}" cy="12" r="4"/>').format(x)
+
+    way = 1 if share > 0 else -1  # beyond the scale: an arrowhead points there
+    return Markup('<path class="beyond" d="M{:.1f} 12l{} -5v10z"/>').format(x + 7 * way, -9 * way)
+
+
+def _spoken(effect: float, low: float | None, high: float | None) -> str:
+    between = "" if low is None or high is None else f", interval {low:+.4f} to {high:+.4f}"
+    return f"effect {effect:+.4f}{between}"
+
+
+def _path(spots: Sequence[tuple[float, float] | None]) -> str:
+    drawn, moving = [], True
+    for spot in spots:
+        if spot is None:
+            moving = True
+            continue
+
+        drawn.append(f"{'M' if moving else 'L'}{spot[0]:.1f} {spot[1]:.1f}")
+        moving = False
+
+    return "".join(drawn)

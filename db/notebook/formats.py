@@ -1,0 +1,103 @@
+"""How numbers, times and configs are written for a person. Nothing here computes a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+
+_WORDS = frozenset(
+    """
+    suggested approved needs_work rejected superseded queued running concluded failed cancelled completed pruned lost
+    live improved worse equivalent invalid approve refine rewrite reject done sent answered registered stopped
+    """.split()
+) | {"no evidence yet"}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A measured value with so many decimals; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """A difference, with its sign."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """A large number in short: 1.3M."""
+    if value is None:
+        return "–"
+
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+
+    return f"{value:.3g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in GiB or MiB."""
+    if value is None:
+        return "–"
+
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in the two largest units that matter."""
+    if seconds is None:
+        return "–"
+
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def ago(stamp: str | None) -> str:
+    """How long ago a stored time was."""
+    if stamp is None:
+        return "–"
+
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+    return "now" if seconds < 2 else f"{duration(seconds)} ago" if seconds < 172_800 else stamp[:10]
+
+
+def plain(value: Any) -> str:
+    """A config value as one would type it."""
+    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
+
+
+def badge(word: str | None) -> Markup:
+    """A state as a coloured word."""
+    if word is None:
+        return Markup("")
+
+    kind = word.replace(" ", "-").replace("_", "-") if word in _WORDS else "other"
+    return Markup('<span class="badge badge-{}">{}</span>').format(kind, word.replace("_", " "))
+
+
+def chips(treatment: Mapping[str, Any]) -> Markup:
+    """Overrides as small labels."""
+    return Markup(" ").join(
+        Markup('<span class="chip">{}<b>{}</b></span>').format(name, plain(value)) for name, value in treatment.items()
+    )
+
+
+FILTERS = {
+    "number": number,
+    "signed": signed,
+    "count": count,
+    "size": size,
+    "duration": duration,
+    "ago": ago,
+    "plain": plain,
+    "badge": badge,
+    "chips": chips,
+}
+"""What templates call."""
