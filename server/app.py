@@ -6,7 +6,6 @@ they are run in threads, and what they raise is put into words for the model.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable
@@ -25,7 +24,13 @@ from pydantic import BaseModel, ValidationError
 
 from db.errors import LabError
 from db.lab import Lab
+from server.arguments import explain
+from server.tools.enqueue import enqueue
+from server.tools.improve import improve
+from server.tools.review import review
+from server.tools.run import run
 from server.tools.status import status
+from server.tools.suggest import suggest
 
 CALL_SECONDS = 24.0
 """Clients cut calls at about 60 s, some sooner; no verb should come near this fence."""
@@ -50,9 +55,19 @@ Report effects with their interval and number of seeds, and never claim more tha
 
 _LOG = logging.getLogger("server")
 
+_ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
+_STEERS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 
+_OURS = frozenset({"lab", "patience"})
+"""Parameters of the verbs that are no arguments of the tools."""
+
 _TOOLS: list[tuple[str, Callable[..., BaseModel], ToolAnnotations]] = [
+    ("Suggest experiments", suggest, _ADDS),
+    ("Review experiments", review, _ADDS),
+    ("Improve experiments", improve, _ADDS),
+    ("Queue experiments", enqueue, _ADDS),
+    ("Start or stop the runner", run, _STEERS),
     ("Look at the lab", status, _READS),
 ]
 
@@ -96,7 +111,7 @@ class StrictTool(Tool):
             return str(cause)
 
         if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
-            return explain_arguments(self.fn_metadata.arg_model, cause)
+            return explain(cause, self.fn_metadata.arg_model)
 
         _LOG.error("%s failed", self.name, exc_info=cause or error)
         return (
@@ -105,55 +120,13 @@ class StrictTool(Tool):
         )
 
 
-def explain_arguments(model: type[BaseModel], error: ValidationError) -> str:
-    """What is wrong with a call's arguments, one clause an argument, with the nearest known name."""
-    problems: dict[str, None] = {}
-    for detail in error.errors(include_url=False, include_context=False):
-        place = [str(part) for part in detail["loc"] if part not in ("bool", "int", "float", "str")]
-        name = ".".join(place)
-        if detail["type"] == "extra_forbidden":
-            problems[_unknown_argument(name, place[-1], _model_at(model, place[:-1]))] = None
-        elif detail["type"] == "missing":
-            problems[f"{name} is missing"] = None
-        else:
-            problems[f"{name}: {detail['msg']}"] = None
-
-    shown = list(problems)[:5]
-    rest = len(problems) - len(shown)
-    return "; ".join(shown) + (f"; and {rest} more" if rest else "")
-
-
-def _unknown_argument(place: str, name: str, model: type[BaseModel]) -> str:
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown argument {place[:80]!r}; {hint}known: {', '.join(known)}"
-
-
-def _model_at(model: type[BaseModel], place: list[str]) -> type[BaseModel]:
-    for part in place:
-        field = model.model_fields.get(part)
-        inner = next(_models_in(field.annotation), None) if field else None
-        model = inner or model
-
-    return model
-
-
-def _models_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-
-    for part in getattr(annotation, "__args__", ()):
-        yield from _models_in(part)
-
-
 def _tool(folder: Path, title: str, verb: Callable[..., BaseModel], annotations: ToolAnnotations) -> Tool:
     async def call(**arguments: Any) -> BaseModel:
         # Abandoned on cancellation: each write of a verb is a transaction, so its thread may finish alone.
         return await anyio.to_thread.run_sync(partial(_in_lab, folder, verb, arguments), abandon_on_cancel=True)
 
     signature = inspect.signature(verb, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "lab"]
+    own = [parameter for name, parameter in signature.parameters.items() if name not in _OURS]
     cast("Any", call).__signature__ = signature.replace(parameters=own)
     tool = StrictTool.from_function(
         call, name=verb.__name__, title=title, description=inspect.getdoc(verb), annotations=annotations

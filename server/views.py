@@ -45,6 +45,12 @@ class ExperimentLine(View):
     """the verdict in plain words, or why the experiment ended"""
 
 
+class SuggestedLine(ExperimentLine):
+    """One experiment with its hypothesis."""
+
+    hypothesis: str
+
+
 class VerdictView(View):
     """What the runs say of a hypothesis. effect = treatment - baseline, in units of the metric."""
 
@@ -168,6 +174,12 @@ def experiment_line(lab: Lab, experiment: Experiment) -> ExperimentLine:
         verdict=verdict.verdict if verdict else None,
         sentence=cut(sentence, 300) if sentence else None,
     )
+
+
+def suggested_line(lab: Lab, experiment: Experiment) -> SuggestedLine:
+    """An experiment with its hypothesis."""
+    line = experiment_line(lab, experiment).model_dump()
+    return SuggestedLine.model_validate(line | {"hypothesis": cut(experiment.hypothesis, 600)})
 
 
 def verdict_view(verdict: Verdict) -> VerdictView:
