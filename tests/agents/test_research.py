@@ -1,0 +1,318 @@
+"""From approval to verdict to insight, with the queue's own protocol standing in for a card: no torch, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from agents import mind
+from agents.coordinator import start_cycle
+from agents.planner import enqueue
+from db.clock import now
+from db.errors import RefusedError
+from db.experiments import (
+    add_experiment,
+    get_experiment,
+    latest_verdict,
+    list_experiments,
+    list_insights,
+    move_experiment,
+)
+from db.lab import Lab
+from db.queries import pairs, runs_of_experiment
+from db.queue import Claim, Outcome, claim_run, finish_attempt
+from db.records import Experiment, Runner
+from db.runners import register_runner
+from db.tasks import get_cycle
+from moe.config import PRESETS, Config
+
+Scorer = Callable[[Config, int], float | None]
+"""val_bpb of a config and seed; None for a run that diverges."""
+
+
+@pytest.fixture
+def runner(lab: Lab) -> Runner:
+    """A CPU that the lab knows."""
+    return register_runner(
+        lab.store,
+        {
+            "hostname": "here",
+            "device": "cpu",
+            "device_name": "a CPU",
+            "device_key": "cpu",
+            "precision": "fp32",
+            "torch": "2.13",
+            "hardware_class": "cpu a CPU fp32 torch 2.13",
+            "memory_bytes": 8 * 2**30,
+            "threads": 2,
+            "message": "training on the CPU",
+        },
+    )
+
+
+def approved(lab: Lab, treatment: Mapping[str, Any], **columns: Any) -> Experiment:
+    """An approved experiment on the nano preset."""
+    values = {
+        "title": f"try {treatment}",
+        "hypothesis": "it lowers val_bpb",
+        "method": "change it",
+        "domain": "optimization",
+        "preset": "nano",
+        "baseline": PRESETS["nano"].model_dump(),
+        "treatment": dict(treatment),
+        "metric": "val_bpb",
+        "direction": "lower",
+        "proposer": "assistant",
+        **columns,
+    }
+    experiment = add_experiment(lab.store, values)
+    move_experiment(lab.store, experiment.id, "approved", allowed=("suggested",))
+    return get_experiment(lab.store, experiment.id)
+
+
+def work_off(lab: Lab, runner: Runner, scorer: Scorer, *, probe: Mapping[str, Any] | None = None) -> list[Claim]:
+    """Does every run that can be claimed, as a daemon would."""
+    done = []
+    while claim := claim_run(lab.store, runner, now(), lease_seconds=30.0):
+        done.append(claim)
+        if claim.run.kind == "probe":
+            outcome = Outcome(status="completed", score=probe or {"passed": True, "acts": {}, "causal": True})
+        else:
+            value = scorer(Config.model_validate(claim.run.config), claim.run.seed)
+            if value is None:
+                outcome = Outcome(status="pruned", error="train_loss is not finite at step 3")
+            else:
+                outcome = Outcome(status="completed", score={"val_bpb": value, "flops": 1e9, "train_seconds": 1.0})
+
+        finish_attempt(lab.store, claim.attempt, outcome, max_failures=2)
+
+    return done
+
+
+def lr_matters(config: Config, seed: int) -> float:
+    """A world in which a low learning rate hurts by 0.5 and nothing else acts; seeds differ by 0.01."""
+    return 3.0 + 0.01 * seed + (0.5 + 0.001 * seed if config.lr < 5e-3 else 0.0)
+
+
+def noisy(config: Config, seed: int) -> float:
+    """A world in which a treatment only adds noise."""
+    return 3.0 + (0.02 * (-1) ** seed if config.router_z_weight == 0.0 else 0.0)
+
+
+def test_enqueue_queues_a_probe_and_pairs_and_shares_the_baselines(lab: Lab, runner: Runner) -> None:
+    first, second = approved(lab, {"lr": 1e-3}), approved(lab, {"beta1": 0.8})
+    plans = enqueue(lab, [first.id, second.id]).plans
+    assert [(plan.runs_new, plan.runs_shared) for plan in plans] == [(5, 0), (3, 2)]
+    assert [run.arm for run in runs_of_experiment(lab.store, first.id)] == [
+        "probe",
+        "baseline",
+        "treatment",
+        "baseline",
+        "treatment",
+    ]
+    assert get_experiment(lab.store, first.id).status == "queued"
+
+
+def test_probes_come_first_then_baselines_and_a_treatment_waits_for_its_probe(lab: Lab, runner: Runner) -> None:
+    enqueue(lab, [approved(lab, {"lr": 1e-3}).id])
+    order = [claim.run.kind for claim in work_off(lab, runner, lr_matters)]
+    assert order == ["probe", "train", "train", "train", "train"]
+
+
+def test_a_treatment_over_a_limit_is_refused_with_the_number_and_nothing_is_queued(lab: Lab, runner: Runner) -> None:
+    fine, over = approved(lab, {"lr": 1e-3}), approved(lab, {"num_experts": 32})
+    with pytest.raises(RefusedError, match=r"num_experts=32 is over the limit 16 \(max_experts"):
+        enqueue(lab, [fine.id, over.id])
+
+    assert get_experiment(lab.store, fine.id).status == "approved"
+    assert runs_of_experiment(lab.store, fine.id) == []
+
+
+def test_without_a_known_runner_enqueue_says_so(lab: Lab) -> None:
+    with pytest.raises(RefusedError, match="no runner is known"):
+        enqueue(lab, [approved(lab, {"lr": 1e-3}).id])
+
+
+def test_what_is_not_approved_cannot_be_queued(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    with pytest.raises(RefusedError, match="in the queue already"):
+        enqueue(lab, [experiment.id])
+
+
+def test_a_large_effect_is_decided_after_two_pairs_and_becomes_an_insight(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert (verdict.verdict, verdict.final, verdict.pairs, verdict.seeds) == ("worse", True, 2, [1, 2])
+    assert verdict.sentence.startswith("lr 0.01 → 0.001 makes it worse: val_bpb +0.50")
+    assert get_experiment(lab.store, experiment.id).status == "concluded"
+    (insight,) = list_insights(lab.store)
+    assert (insight.knob, insight.direction, insight.verdict) == ("lr", "lowered", "worse")
+    cited = lab.store.rows("SELECT * FROM insight_verdicts")
+    assert cited == [{"insight_id": insight.id, "verdict_id": verdict.id}]
+
+
+def test_while_the_evidence_is_open_pairs_are_added_then_it_says_no_evidence_yet(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"router_z_weight": 0.0})
+    enqueue(lab, [experiment.id])
+    for count in (2, 3, 4):
+        work_off(lab, runner, noisy)
+        mind.work(lab)
+        verdict = latest_verdict(lab.store, experiment.id)
+        assert verdict is not None
+        assert (verdict.verdict, verdict.pairs, verdict.final) == ("no evidence yet", count, count == 4)
+
+    assert get_experiment(lab.store, experiment.id).status == "concluded"
+    assert work_off(lab, runner, noisy) == []
+
+
+def test_a_concluded_experiment_goes_on_with_more_seeds_but_not_with_fewer(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    with pytest.raises(RefusedError, match="ask for more"):
+        enqueue(lab, [experiment.id], seeds=2)
+
+    (plan,) = enqueue(lab, [experiment.id], seeds=4).plans
+    assert (plan.runs_new, plan.runs_shared) == (4, 5)
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert verdict.pairs == 4
+
+
+def test_a_dead_knob_is_invalid_and_costs_no_training_of_the_treatment(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"grad_clip": 1e6})
+    enqueue(lab, [experiment.id])
+    dead = {"acts": {"grad_clip": {"acts": False, "on": "gradient", "detail": "no update differs"}}, "causal": True}
+    done = work_off(lab, runner, lr_matters, probe=dead | {"passed": False})
+    assert [claim.run.kind for claim in done] == ["probe", "train", "train"]
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert (verdict.verdict, verdict.reason) == ("invalid", "grad_clip does nothing here: no update differs")
+    assert {run.status for run in runs_of_experiment(lab.store, experiment.id) if run.arm == "treatment"} == {
+        "cancelled"
+    }
+    assert list_insights(lab.store) == []
+
+
+def test_a_model_that_sees_the_future_is_invalid(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    leaking = {"acts": {}, "causal": False, "causal_detail": "a logit moved by 0.1", "passed": False}
+    work_off(lab, runner, lr_matters, probe=leaking)
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert verdict.reason == "the model sees future tokens: a logit moved by 0.1"
+
+
+def test_a_diverged_treatment_is_worse(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1.0})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lambda config, seed: None if config.lr == 1.0 else 3.0)
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert verdict.verdict == "worse"
+    assert "diverged" in verdict.sentence
+
+
+def test_a_run_that_failed_makes_the_experiment_failed_and_it_can_be_queued_again(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    while claim := claim_run(lab.store, runner, now(), lease_seconds=30.0):
+        if claim.run.kind == "probe":
+            outcome = Outcome(status="completed", score={"passed": True})
+        else:
+            outcome = Outcome(status="failed", error="RuntimeError: boom", log_tail="boom")
+
+        finish_attempt(lab.store, claim.attempt, outcome, max_failures=1)
+
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert verdict.verdict == "invalid"
+    assert "boom" in (verdict.reason or "")
+    assert get_experiment(lab.store, experiment.id).status == "failed"
+
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    after = latest_verdict(lab.store, experiment.id)
+    assert after is not None
+    assert after.verdict == "worse"
+
+
+def test_an_experiment_whose_runs_are_all_done_already_is_judged_at_once(lab: Lab, runner: Runner) -> None:
+    first = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [first.id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    again = approved(lab, {"lr": 1e-3})
+    (plan,) = enqueue(lab, [again.id]).plans
+    assert plan.runs_new == 0
+    mind.work(lab)
+    assert get_experiment(lab.store, again.id).status == "concluded"
+
+
+def test_an_automatic_campaign_runs_its_rounds_without_a_key_and_never_repeats_itself(lab: Lab, runner: Runner) -> None:
+    cycle = start_cycle(lab, count=3, max_cycles=2)
+    for _ in range(20):
+        mind.work(lab)
+        if get_cycle(lab.store, cycle.id).status != "running":
+            break
+
+        work_off(lab, runner, lr_matters)
+
+    ended = get_cycle(lab.store, cycle.id)
+    assert (ended.status, ended.round, ended.error) == ("done", 2, None)
+    mine = list_experiments(lab.store, cycle_id=cycle.id)
+    assert {experiment.status for experiment in mine} <= {"concluded", "superseded", "rejected", "failed"}
+    concluded = [experiment for experiment in mine if experiment.status == "concluded"]
+    assert len(concluded) >= 4
+    treatments = [tuple(sorted(experiment.treatment.items())) for experiment in concluded]
+    assert len(set(treatments)) == len(treatments)
+    assert all(len(pairs(lab.store, experiment.id)) >= 2 for experiment in concluded)
+    assert list_insights(lab.store)
+
+
+def test_the_same_key_is_the_same_call(lab: Lab, runner: Runner) -> None:
+    proposal = {
+        "title": "lower learning rate",
+        "hypothesis": "a lower lr raises val_bpb at this budget",
+        "domain": "optimization",
+        "treatment": {"lr": 1e-3},
+    }
+    first = mind.answer(lab, "suggest", {"proposals": [proposal]}, idempotency_key="one")
+    second = mind.answer(lab, "suggest", {"proposals": [proposal]}, idempotency_key="one")
+    assert first == second
+    assert len(list_experiments(lab.store)) == 1
+    with pytest.raises(RefusedError, match="was used for another"):
+        mind.answer(lab, "suggest", {"proposals": [{**proposal, "title": "another"}]}, idempotency_key="one")
+
+
+def test_a_refused_call_leaves_nothing_behind(lab: Lab) -> None:
+    with pytest.raises(RefusedError, match=r"title.*at least 3"):
+        mind.answer(lab, "suggest", {"proposals": [{"title": "x"}]}, idempotency_key="bad")
+
+    assert lab.store.rows("SELECT * FROM tasks") == []
+
+
+def test_a_task_that_a_killed_mind_left_is_ended_with_an_explanation(lab: Lab) -> None:
+    lab.store.insert(
+        "tasks", {"kind": "suggest", "arguments": {}, "status": "running", "created_at": "2026-01-01T00:00:00.000Z"}
+    )
+    mind.work(lab)
+    (task,) = lab.store.rows("SELECT status, error FROM tasks")
+    assert task["status"] == "failed"
+    assert "killed" in task["error"]
