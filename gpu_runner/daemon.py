@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from db.clock import Instant
-from db.errors import FencedError
+from db.errors import FencedError, LabUnusableError
 from db.events import add_event
 from db.lab import Lab
 from db.processes import FileLock
@@ -83,23 +83,23 @@ class Daemon:
         self.store = lab.store
         self.settings = lab.settings.runner
         self.held: dict[int, Held] = {}
+        self.former: list[subprocess.Popen[bytes]] = []
         self.stopping = False
         self.runner = register_runner(self.store, card.columns())
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
-        self._mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
+        self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
         self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
         self._claimable = True
         self._claim_after = at.seconds
         self._beat_after = at.seconds
         self._losses = 0
-        self._former: list[subprocess.Popen[bytes]] = []
 
     def step(self, now: Instant) -> None:
         """Does all that is due at `now`.
 
         Raises:
-            LabError, OSError: the lab cannot be used at the moment; the next step goes on where this one was.
+            LabUnusableError, OSError: the lab cannot be used at the moment; the next step goes on where this one was.
         """
         version = self.store.data_version()
         changed = version != self._version
@@ -115,7 +115,7 @@ class Daemon:
             self._claim(now)
 
         self._sampler.step(now, self.settings.sample_seconds, next(iter(self.held), None))
-        self._mind.step()
+        self.mind.step()
         self._version = version
 
     def begin_stop(self, now: Instant) -> None:
@@ -129,8 +129,11 @@ class Daemon:
         stop_runner(self.store, self.runner.id, message)
 
     def _beat(self, now: Instant) -> None:
+        if not self.store.path.exists():  # SQLite goes on writing to a file that was deleted
+            raise LabUnusableError(f"{self.store.path} is gone")
+
         beat_runner(self.store, self.runner.id)
-        self._former = [process for process in self._former if process.poll() is None]
+        self.former = [process for process in self.former if process.poll() is None]
         self._claimable = True  # a place on the card may have become free without a word in the database
         self._beat_after = now.seconds + self.settings.lease_seconds / 3
 
@@ -232,7 +235,7 @@ class Daemon:
             self._claim_after = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 
         self._release(held)
-        self._mind.due = True
+        self.mind.due = True
         _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
 
     def _claim(self, now: Instant) -> None:
@@ -288,7 +291,7 @@ class Daemon:
     def _release(self, held: Held) -> None:
         del self.held[held.attempt.id]
         if held.child.process is not None:
-            self._former.append(held.child.process)
+            self.former.append(held.child.process)
 
         self._claimable = True
 

@@ -20,13 +20,13 @@ class MindWaker:
     def __init__(self, lab: Lab, *, due: bool) -> None:
         self.due = due
         self._lab = lab
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def step(self) -> None:
         """Starts the mind if it is time."""
-        if self._process is not None and self._process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             return
 
         if self.due:
-            self._process = spawn_module("agents", [str(self._lab.folder)], log=self._lab.log("mind"))
+            self.process = spawn_module("agents", [str(self._lab.folder)], log=self._lab.log("mind"))
             self.due = False

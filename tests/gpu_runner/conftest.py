@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,13 @@ class Bench:
         self.lab = Lab(folder)
         self.store = self.lab.store
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self.stepped: list[Daemon] = []
         self.experiment_id = 0
         self.hardware_class = ""
 
-    def register(self, card: Card = CARD) -> None:
-        """Makes runs go to this kind of card; without it, to the daemon's own."""
-        self.hardware_class = register_runner(self.store, card.columns()).hardware_class
+    def register(self) -> None:
+        """Makes runs go to daemon(); without it, they go to start()."""
+        self.hardware_class = register_runner(self.store, CARD.columns()).hardware_class
 
     def start(self, *, key: str | None = None, standin: bool = True, **variables: str) -> subprocess.Popen[bytes]:
         """Starts a daemon; its log is logs/runner.log. `key` makes it one of another card."""
@@ -92,9 +94,10 @@ class Bench:
         self.daemons.append(daemon)
         return daemon
 
-    def daemon(self, card: Card = CARD) -> Daemon:
+    def daemon(self, key: str = "cpu") -> Daemon:
         """A daemon within the test, to be stepped by hand."""
-        return Daemon(self.lab, card, Nvml(), now())
+        self.stepped.append(Daemon(Lab(self.lab.folder), replace(CARD, key=key), Nvml(), now()))
+        return self.stepped[-1]
 
     def enqueue(self, act: str = "train", *, arm: Arm = "treatment", **values: Any) -> int:
         """Queues a run whose child does as `act` says; returns its id."""
@@ -146,6 +149,15 @@ class Bench:
                 f"after {seconds} s: not {what}\n{log.read_text() if log.exists() else 'no log'}"
             )
             time.sleep(0.01)
+
+    def step_until(self, daemon: Daemon, condition: Callable[[], object], what: str) -> None:
+        """Steps a daemon of the test until a condition holds."""
+
+        def steps() -> object:
+            daemon.step(now())
+            return condition()
+
+        self.until(steps, what)
 
     def until_training(self, run_id: int, *, step: int = 3) -> None:
         """Waits until the database knows of some steps."""
@@ -206,6 +218,14 @@ class Bench:
             if is_locked(directory / "lock"):
                 with suppress(OSError, ValueError):
                     os.killpg(int((directory / "shim.lock").read_text()), signal.SIGKILL)
+
+        for stepped in self.stepped:
+            processes = [*stepped.former, stepped.mind.process, *(held.child.process for held in stepped.held.values())]
+            for process in processes:
+                if process is not None:
+                    process.wait()
+
+            stepped.lab.close()
 
         self.lab.close()
 
