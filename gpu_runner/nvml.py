@@ -102,7 +102,7 @@ class Nvml:
         thread.join(self._timeout)
         if thread.is_alive():
             self._hanging = thread
-            raise NvmlError(f"NVML did not answer within {self._timeout:.0f} s")
+            raise NvmlError(f"NVML did not answer within {self._timeout:g} s")
 
         if failures and isinstance(failures[0], pynvml.NVMLError):
             raise NvmlError(f"NVML: {failures[0]}") from failures[0]

@@ -75,7 +75,9 @@ class Bench:
         """Makes runs go to daemon(); without it, they go to start()."""
         self.hardware_class = register_runner(self.store, CARD.columns()).hardware_class
 
-    def start(self, *, key: str | None = None, standin: bool = True, **variables: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *, key: str | None = None, standin: bool = True, variables: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Starts a daemon; its log is logs/runner.log. `key` makes it one of another card."""
         paths = [*([str(STANDIN)] if standin else []), str(ROOT)]
         command = [sys.executable, "-m", "gpu_runner", str(self.lab.folder)]
@@ -85,7 +87,7 @@ class Bench:
         with self.lab.log("runner").open("ab") as log:
             daemon = subprocess.Popen(
                 command,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | (variables or {}),
                 stdout=log,
                 stderr=log,
                 cwd=self.lab.folder,

@@ -36,7 +36,7 @@ def test_real_nano_run_is_trained_and_scored(bench: Bench) -> None:
 
 def test_crash_is_recorded_with_its_log_and_tried_again_until_it_is_failed(bench: Bench) -> None:
     key = bench.enqueue("crash")
-    bench.start(OPENROUTER_API_KEY="sk-do-not-show")
+    bench.start(variables={"OPENROUTER_API_KEY": "sk-do-not-show"})
     bench.until_status(key, "failed")
 
     run = bench.run(key)

@@ -1,0 +1,205 @@
+"""Which device is found, with the real NVML binding on a fake libnvidia-ml.so.1, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.gpu_runner.conftest import Bench
+
+ROOT = Path(__file__).parents[2]
+
+LOOK = """
+import json, sys, time
+from dataclasses import asdict
+from db.errors import LabError
+from db.settings import Runner
+from gpu_runner.card import detect_card
+from gpu_runner.nvml import Nvml, NvmlError
+nvml = Nvml(timeout=0.3)
+said = {}
+try:
+    card = detect_card(Runner(device=sys.argv[1], threads=2), nvml)
+    said |= asdict(card) | {"class": card.hardware_class}
+except LabError as error:
+    said["error"] = str(error)
+started = time.monotonic()
+try:
+    said["sample"] = asdict(nvml.sample("GPU-aaaa"))
+except NvmlError as error:
+    said["sample"] = str(error)
+said["took"] = time.monotonic() - started
+print(json.dumps(said))
+"""
+
+Look = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the fake library, and two builds of torch as far as their metadata go."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("gcc is missing, which compiles the fake NVML")
+
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).with_name("fake_nvml.c")
+    output = folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(output), str(source)], check=True)
+    for build in ("cu126", "cpu"):
+        metadata = folder / build / "torch-2.13.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+{build}\n")
+
+    return folder
+
+
+@pytest.fixture
+def look(library: Path, tmp_path: Path) -> Look:
+    """Looks for a card in a fresh process, the fake card being in a given state."""
+
+    def look(device: str = "auto", *, variables: dict[str, str] | None = None, **state: int) -> dict[str, Any]:
+        (tmp_path / "state").write_text("".join(f"{name} {value}\n" for name, value in state.items()))
+        variables = dict(variables or {})
+        torch = variables.pop("TORCH", "cu126")
+        environment = os.environ | _variables(library, tmp_path / "state", torch) | variables
+        done = subprocess.run(
+            [sys.executable, "-c", LOOK, device],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    return look
+
+
+def test_card_is_found_by_uuid_and_measured(look: Look) -> None:
+    found = look(utilization=97, used=3 << 30, temperature=71, milliwatts=68_500)
+    found.pop("took")
+    assert found == {
+        "device": "cuda",
+        "name": "Tesla T4",
+        "key": "GPU-aaaa",
+        "torch": "2.13.0",
+        "memory_bytes": 16 << 30,
+        "threads": 2,
+        "message": "training on Tesla T4 (16.0 GiB)",
+        "class": "Tesla T4 fp16 torch 2.13.0",
+        "sample": {
+            "utilization_percent": 97.0,
+            "memory_bytes": 3 << 30,
+            "temperature_celsius": 71.0,
+            "power_watts": 68.5,
+        },
+    }
+
+
+def test_what_the_card_does_not_measure_is_left_out(look: Look) -> None:
+    assert look(milliwatts=-1, temperature=40)["sample"] == {
+        "utilization_percent": 0.0,
+        "memory_bytes": 0,
+        "temperature_celsius": 40.0,
+        "power_watts": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "variables", "reason"),
+    [
+        ({"count": 0}, {}, "NVML lists no card"),
+        ({"init": 9}, {}, "NVML: Driver Not Loaded"),
+        ({"init": 999}, {}, "NVML: Unknown Error"),
+        ({"lost": 1}, {}, "NVML: GPU is lost"),
+        ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides all of them"),
+        ({}, {"LD_LIBRARY_PATH": ""}, "NVML: NVML Shared Library Not Found"),
+        ({}, {"TORCH": "cpu"}, "Tesla T4 is there, but this torch 2.13.0+cpu is built without CUDA"),
+    ],
+)
+def test_without_a_usable_card_the_cpu_trains_and_says_why(
+    look: Look, state: dict[str, int], variables: dict[str, str], reason: str
+) -> None:
+    found = look(variables=variables, **state)
+    assert found["device"] == "cpu"
+    assert found["message"].startswith(f"no NVIDIA card found ({reason}")
+    assert found["message"].endswith("): training on the CPU, 2 threads")
+    assert found["class"].startswith("cpu ")
+
+    refused = look("cuda", variables=variables, **state)["error"]
+    assert refused.startswith(f"runner.device is cuda, but no NVIDIA card can be used ({reason}")
+
+
+def test_hanging_library_is_given_up_and_not_asked_again(look: Look) -> None:
+    found = look(hang=1)
+    assert found["message"] == (
+        "no NVIDIA card found (NVML did not answer within 0.3 s): training on the CPU, 2 threads"
+    )
+    assert found["sample"] == "NVML still does not answer"
+    assert found["took"] < 0.1
+
+
+@pytest.mark.parametrize("visible", ["1", "GPU-bb"])
+def test_second_card_can_be_chosen(look: Look, visible: str) -> None:
+    assert look(count=2, variables={"CUDA_VISIBLE_DEVICES": visible})["key"] == "GPU-bbbb"
+
+
+def test_cpu_by_configuration(look: Look) -> None:
+    found = look("cpu")
+    assert found["message"] == "runner.device is cpu in the configuration: training on the CPU, 2 threads"
+
+
+def test_daemon_samples_its_card_and_trains_on_when_it_is_lost(bench: Bench, library: Path) -> None:
+    state = bench.lab.folder / "state"
+    state.write_text("utilization 50\n")
+    settings = bench.lab.folder / "blueberry.toml"
+    settings.write_text(settings.read_text().replace('"cpu"', '"cuda"') + "sample_seconds = 0.02\n")
+    bench.hardware_class = "Tesla T4 fp16 torch 2.13.0"
+    key = bench.enqueue("wait")
+    bench.start(variables=_variables(library, state))
+    bench.until(lambda: bench.store.value("SELECT max(attempt_id) FROM gpu_samples"), "a sample of the attempt")
+    assert bench.store.value("SELECT utilization_percent FROM gpu_samples LIMIT 1") == 50.0
+
+    state.write_text("lost 1\n")
+    message = "training on Tesla T4 (16.0 GiB); the card cannot be read: NVML: GPU is lost"
+    bench.until(lambda: bench.store.value("SELECT message FROM runners") == message, "a complaint")
+    state.write_text("lost 0\n")
+    bench.until(lambda: bench.store.value("SELECT message FROM runners") != message, "the card is back")
+    bench.go()
+    bench.until_status(key, "completed")
+    bench.assert_ended_once(key)
+    assert json.loads((bench.directory(key) / "config.json").read_text())["device"] == "cuda"
+
+
+def test_registering_is_quick_and_imports_no_torch(bench: Bench) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "gpu_runner", str(bench.lab.folder), "--register"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert time.monotonic() - started < 5.0  # 0.7 s on two idle cores
+    assert "gpu_runner.card\n" in done.stderr
+    assert " torch\n" not in done.stderr
+    row = bench.store.row("SELECT device, device_key, status, threads FROM runners")
+    assert row == {"device": "cpu", "device_key": "cpu", "status": "registered", "threads": 1}
+
+
+def _variables(library: Path, state: Path, torch: str = "cu126") -> dict[str, str]:
+    paths = [library / torch, Path(__file__).parent / "standin", ROOT]
+    return {
+        "LD_LIBRARY_PATH": str(library),
+        "FAKE_NVML": str(state),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+    }
