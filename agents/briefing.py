@@ -62,10 +62,15 @@ def _line(knob: Knob, base: Base) -> str:
 
 
 def _bounds(knob: Knob) -> str:
-    if knob.type == "bool" or knob.low is None:
+    if knob.type == "bool" or knob.low is None or knob.high is None:
         return ""
 
-    return f"{knob.low:g} to {knob.high:g}" if knob.high is not None else f"from {knob.low:g}"
+    worth = knob.search
+    if worth is None:
+        return f"{knob.low:g} to {knob.high:g}"
+
+    usual = "|".join(map(show, worth.choices)) or f"{worth.low:g} to {worth.high:g}"
+    return f"{knob.low:g} to {knob.high:g}, usually {usual}"
 
 
 def _tried(lab: Lab, item: Experiment) -> str:

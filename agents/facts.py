@@ -42,7 +42,7 @@ class Prior(BaseModel):
     source: str
 
 
-class Record(BaseModel):
+class TrackRecord(BaseModel):
     """What this lab's final verdicts say of the same knobs moved the same ways."""
 
     model_config = ConfigDict(frozen=True)
@@ -77,7 +77,7 @@ class Facts(BaseModel):
     nearest: list[Neighbour]
     probes: list[Probe]
     prior: Prior | None
-    record: Record
+    record: TrackRecord
     insights: list[str]
     missing: list[str]
 
@@ -160,7 +160,7 @@ def _same_moves(one: list[Change], other: list[Change]) -> bool:
     )
 
 
-def _record(lab: Lab, base: Config, changes: list[Change], own: list[int]) -> Record:
+def _record(lab: Lab, base: Config, changes: list[Change], own: list[int]) -> TrackRecord:
     wanted = [(change.knob, change.direction) for change in changes]
     found = [
         (experiment.id, verdict)
@@ -171,7 +171,7 @@ def _record(lab: Lab, base: Config, changes: list[Change], own: list[int]) -> Re
         and [(item.knob, item.direction) for item in changes_of(base, experiment.treatment)] == wanted
     ]
     effects = [abs(verdict.effect) for _, verdict in found if verdict.effect is not None]
-    return Record(
+    return TrackRecord(
         experiment_ids=[key for key, _ in found],
         improved=sum(verdict.verdict == "improved" for _, verdict in found),
         decided=sum(verdict.verdict in ("improved", "worse", "equivalent") for _, verdict in found),
@@ -213,7 +213,7 @@ def _unusable(experiment: Experiment, problem: str) -> Facts:
         nearest=[],
         probes=[],
         prior=None,
-        record=Record(experiment_ids=[], improved=0, decided=0, largest_effect=None),
+        record=TrackRecord(experiment_ids=[], improved=0, decided=0, largest_effect=None),
         insights=[],
         missing=_missing(experiment),
     )

@@ -116,6 +116,9 @@ def parse(text: str, schema: type[T]) -> T:
 
     try:
         value, _ = json.JSONDecoder().raw_decode(source)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("the answer holds half a character (a lone surrogate)") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the answer is not valid JSON: {error}") from None
 
