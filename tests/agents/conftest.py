@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from db.experiments import add_verdict, get_experiment, move_experiment
 from db.lab import Lab
 
 KEY = "sk-or-v1-0123456789abcdef"
@@ -98,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         body = json.loads(self.rfile.read(length))
         assert self.path == "/api/v1/chat/completions"
-        self.model.requests.append(Asked(headers={name.lower(): value for name, value in self.headers.items()}, body=body))
+        self.model.requests.append(
+            Asked(headers={name.lower(): value for name, value in self.headers.items()}, body=body)
+        )
         answer = self.model.next()
         if answer.meanwhile:
             answer.meanwhile()
@@ -178,3 +181,30 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedModel]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def conclude() -> Callable[..., None]:
+    """Writes a final verdict, as if an experiment had run."""
+
+    def write(lab: Lab, experiment_id: int, word: str = "improved", effect: float = -0.05) -> None:
+        experiment = get_experiment(lab.store, experiment_id)
+        with lab.store.transaction():
+            move_experiment(lab.store, experiment_id, "concluded", allowed=(experiment.status,))
+            add_verdict(
+                lab.store,
+                {
+                    "experiment_id": experiment_id,
+                    "verdict": word,
+                    "final": True,
+                    "sentence": f"{experiment.title}: {word}",
+                    "method": "written by a test",
+                    "metric": experiment.metric,
+                    "pairs": 2,
+                    "seeds": [1, 2],
+                    "effect": effect,
+                    "cost_seconds": 1.0,
+                },
+            )
+
+    return write
