@@ -1,4 +1,4 @@
-"""python -m db.notebook [LAB] [--port 8001] [--host 127.0.0.1]: serves a lab, read-only, to a browser on this machine."""
+"""python -m db.notebook [LAB] [--port 8001] [--host 127.0.0.1]: serves a lab, read-only, to a browser here."""
 
 from __future__ import annotations
 

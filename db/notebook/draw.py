@@ -1,4 +1,4 @@
-"""Small pictures as inline SVG: curves of a run, and effects with their intervals. Colours come from the style sheet."""
+"""Small pictures as inline SVG: curves of runs, and effects with their intervals. Colours are in the style sheet."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def draw_curves(metric: str, series: Sequence[Series]) -> Markup | None:
         known = [place(point) if point.value is not None else None for point in line.points]
         path = _path(known)
         if path:
-            parts.append(Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(line.name, path, line.name))
+            parts.append(
+                Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(line.name, path, line.name)
+            )
 
         if sum(spot is not None for spot in known) < 12:
             parts += [

@@ -9,13 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-_WORDS = frozenset(
-    """
-    suggested approved needs_work rejected superseded queued running concluded failed cancelled completed pruned lost
-    live improved worse equivalent invalid approve refine rewrite reject done sent answered registered stopped
-    """.split()
-) | {"no evidence yet"}
-
 
 def number(value: float | None, digits: int = 4) -> str:
     """A measured value with so many decimals; a dash where there is none."""
@@ -78,7 +71,7 @@ def badge(word: str | None) -> Markup:
     if word is None:
         return Markup("")
 
-    kind = word.replace(" ", "-").replace("_", "-") if word in _WORDS else "other"
+    kind = word.replace(" ", "-").replace("_", "-")
     return Markup('<span class="badge badge-{}">{}</span>').format(kind, word.replace("_", " "))
 
 

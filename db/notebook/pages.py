@@ -144,9 +144,7 @@ def read_experiment(path: Path, experiment_id: int) -> ExperimentPage:
             seeds=[_seed_result(store, experiment, pair) for pair in queries.pairs(store, experiment_id)],
             probes=queries.probe_runs(store, experiment_id),
             ancestors=[
-                get_experiment(store, key)
-                for key in queries.lineage(store, experiment_id)
-                if key != experiment_id
+                get_experiment(store, key) for key in queries.lineage(store, experiment_id) if key != experiment_id
             ],
             successors=_experiments(store, "WHERE parent_id = ? ORDER BY id", experiment_id),
             insights=_insights_of(store, experiment_id),
@@ -161,7 +159,9 @@ def read_experiment(path: Path, experiment_id: int) -> ExperimentPage:
             ),
             cost_seconds=queries.experiment_seconds(store, experiment_id),
             cost_usd=float(
-                store.value("SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,))
+                store.value(
+                    "SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,)
+                )
             ),
         )
 
@@ -241,15 +241,18 @@ def _seed_result(store: Store, experiment: Experiment, pair: queries.Pair) -> Se
         )
         for metric in CURVES
     ]
-    scores = [run.score.get(experiment.metric) if run and run.score else None for run in arms.values()]
-    both = scores[0] is not None and scores[1] is not None
+    base, treated = (_score(run, experiment.metric) for run in arms.values())
     return SeedResult(
         seed=pair.seed,
         baseline=pair.baseline,
         treatment=pair.treatment,
-        difference=scores[1] - scores[0] if both else None,
+        difference=None if base is None or treated is None else treated - base,
         pictures=[picture for picture in pictures if picture is not None],
     )
+
+
+def _score(run: Run | None, metric: str) -> float | None:
+    return run.score.get(metric) if run is not None and run.score else None
 
 
 def _experiments(store: Store, clause: str, *values: int) -> list[Experiment]:
@@ -258,6 +261,12 @@ def _experiments(store: Store, clause: str, *values: int) -> list[Experiment]:
 
 def _events(store: Store, clause: str, values: dict[str, int] | None = None) -> list[Event]:
     return [Event.of(row) for row in store.rows(f"SELECT * FROM events {clause}", values or {})]
+
+
+def _usd(store: Store, experiment_id: int) -> float:
+    return float(
+        store.value("SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,))
+    )
 
 
 def _insights_of(store: Store, experiment_id: int) -> list[Insight]:

@@ -70,9 +70,13 @@ def extra_template_vars(
 
 
 @hookimpl
-def render_cell(value: Any, column: str, table: str | None, datasette: Any) -> Markup | None:
+def render_cell(row: Any, value: Any, column: str, table: str | None, datasette: Any) -> Markup | None:
     """A cell as a person reads it; the exports (JSON, CSV) keep the stored value."""
     if isinstance(value, str):
+        key = "id" if table == "experiments" else "experiment_id"
+        if column == "title" and key in row.keys() and isinstance(row[key], int):  # noqa: SIM118  # a sqlite3.Row
+            return _link(datasette, "experiments", row[key], value)
+
         if column in STATES:
             return badge(value)
 
@@ -93,10 +97,14 @@ def render_cell(value: Any, column: str, table: str | None, datasette: Any) -> M
         return Markup('<span title="{}">{}</span>').format(repr(value), f"{value:.5g}")
 
     if table not in PAGES and column in LINKS and isinstance(value, int):
-        return Markup('<a href="{}">{}</a>').format(datasette.urls.row(DATABASE, LINKS[column], str(value)), value)
+        return _link(datasette, LINKS[column], value, str(value))
 
     return None
 
 
 def _folded(summary: str, text: str) -> Markup:
     return Markup("<details><summary>{}</summary><pre>{}</pre></details>").format(summary, text)
+
+
+def _link(datasette: Any, table: str, key: int, text: str) -> Markup:
+    return Markup('<a href="{}">{}</a>').format(datasette.urls.row(DATABASE, table, str(key)), text)

@@ -80,6 +80,8 @@ def _datasette(database: Path) -> Any:
     if not pm.is_registered(plugin):
         pm.register(plugin, name="blueberry")
 
+    # With rich installed, Datasette prints every page not found with all local variables, and fails on some.
+    pm.get_plugin("datasette.handle_exception").rich = None
     return Datasette(
         [str(database)],
         metadata=json.loads((HERE / "metadata.json").read_text(encoding="utf-8")),
