@@ -5,6 +5,7 @@ as a second fence, the lab's API key is replaced wherever it would appear.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,22 +61,33 @@ def _write_json_lines(store: Store, output: Path, secret: str | None) -> dict[st
 
 def _write_csv(store: Store, folder: Path, secret: str | None) -> dict[str, int]:
     counts: dict[str, int] = {}
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with store.transaction():
-        for table in _tables(store):
-            counts[table] = 0
-            temporary = folder / f".{table}.csv.part"
-            try:
-                with temporary.open("w", encoding="utf-8", newline="") as file:
+    parts: dict[Path, Path] = {}
+    try:
+        with store.transaction():
+            for table in _tables(store):
+                counts[table] = 0
+                target = folder / f"{table}.csv"
+                if target.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{target.name} in it is a folder")
+
+                parts[target] = folder / f".{table}.csv.part"
+                with parts[target].open("w", encoding="utf-8", newline="") as file:
                     writer = csv.writer(file)
                     writer.writerow([row["name"] for row in store.rows(f"PRAGMA table_info({table})")])
                     for row in _rows(store, table):
                         writer.writerow([_scrub(v, secret) if isinstance(v, str) else v for v in row.values()])
                         counts[table] += 1
 
-                temporary.replace(folder / f"{table}.csv")
-            finally:
-                temporary.unlink(missing_ok=True)
+        for target, part in parts.items():  # only when all of them are whole
+            part.replace(target)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
     return counts
 

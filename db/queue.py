@@ -74,12 +74,16 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
             key = store.insert("runs", {**values, "status": "queued", "created_at": utc_now()})
         else:
             key = int(row["id"])
-            store.execute("UPDATE runs SET priority = max(priority, ?) WHERE id = ?", (values["priority"], key))
+            # A run that is about to be cancelled for somebody else is wanted again.
+            store.execute(
+                "UPDATE runs SET priority = max(priority, ?), cancel_requested = 0 WHERE id = ?",
+                (values["priority"], key),
+            )
             if new:
                 store.execute(
                     """
-                    UPDATE runs SET status = 'queued', cancel_requested = 0, failures = 0, lost = 0, error = NULL,
-                                    ended_at = NULL, needs_run_id = ?
+                    UPDATE runs SET status = 'queued', failures = 0, lost = 0, error = NULL, ended_at = NULL,
+                                    needs_run_id = ?
                     WHERE id = ?
                     """,
                     (values.get("needs_run_id"), key),
@@ -392,7 +396,7 @@ def _store_points(store: Store, attempt: Attempt, points: Sequence[Point]) -> No
         [(attempt.id, ids[name], point.step, value) for point in points for name, value in point.values.items()],
     )
     last = points[-1]
-    latest = {name: value for point in points for name, value in point.values.items()}
+    latest = {name: value for point in points for name, value in point.values.items() if value is not None}
     store.execute(
         """
         UPDATE runs SET step = ?, tokens = ?, seconds = ?, train_loss = coalesce(?, train_loss),

@@ -123,7 +123,9 @@ class Settings(BaseSettings):
 class OpenRouter(BaseSettings):
     """Access to OpenRouter; api_key None means that the lab works without a language model."""
 
-    model_config = SettingsConfigDict(env_prefix="OPENROUTER_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="OPENROUTER_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     api_key: SecretStr | None = None
     site_url: str | None = None

@@ -171,7 +171,7 @@ def _explain(text: str, path: Path) -> str | None:
         "disk is full": f"the disk that holds {path} is full; free some space and try again; nothing was half written",
         "disk I/O error": f"reading or writing {path} failed; check the disk (full, or read-only?) and try again",
         "not a database": f"{path} is not a database; move it away to start a new lab, or restore a backup",
-        "malformed": f"{path} is damaged; restore a backup, or save what is left with: sqlite3 {path} .recover",
+        "image is malformed": f"{path} is damaged; restore a backup, or save what is left: sqlite3 {path} .recover",
         "locked": f"{path} stayed locked for {BUSY_SECONDS:.0f} s by another program; close it and try again",
     }
     return next((message for sign, message in table.items() if sign in text), None)

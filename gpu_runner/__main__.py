@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabError as error:
         _LOG.error("%s", error)
         return 1
+    except OSError as error:
+        _LOG.error("the lab cannot be used: %s", error)
+        return 1
 
 
 def drive(lab: Lab, card: Card, nvml: Nvml) -> int:
