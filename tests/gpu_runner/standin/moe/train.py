@@ -21,6 +21,7 @@ def add_points(first: int, last: int) -> None:
             values = {"train_loss": 1.0 / step}
             file.write(json.dumps({"step": step, "tokens": step * 10, "seconds": step / 100, "values": values}) + "\n")
             file.flush()
+            time.sleep(CONFIG.get("pause", 0.0))
 
 
 def wait() -> None:
