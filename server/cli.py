@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from db.records import ENDED_EXPERIMENT, ExperimentStatus
 from db.runners import list_runners
 from db.tasks import get_cycle
 from server.arguments import ArgumentsError, call, explain
-from server.desk import FAILED, INTERRUPTED, Desk, verb
+from server.desk import FAILED, INTERRUPTED, Desk, verb, where_to_go
 from server.show import experiment_table, runner_table, verdict_table
 from server.tools.enqueue import enqueue
 from server.tools.improve import improve_many
@@ -127,7 +126,9 @@ def improve(desk: Desk, ids: tuple[int, ...], limit: int) -> None:
 @click.option("--priority", default=0, show_default=True, help="Higher goes first.")
 def enqueue_command(desk: Desk, ids: tuple[int, ...], seeds: int | None, priority: int) -> None:
     """Queue approved experiments: those named, otherwise all."""
-    keys = list(ids) or [item.id for item in list_experiments(desk.lab.store, status="approved", limit=20)]
+    keys = list(ids) or [
+        item.id for item in list_experiments(desk.lab.store, status="approved", oldest_first=True, limit=20)
+    ]
     if not keys:
         raise desk.fail("no experiment is approved; review some first", FAILED)
 
@@ -281,7 +282,7 @@ def auto_research(
         desk.console.print(f"campaign {cycle.id}: {cycle.error}")
 
     _show_verdicts(desk, [item.id for item in made if item.status != "superseded"])
-    desk.console.print(_where_to_go(desk), markup=False)
+    desk.console.print(where_to_go(desk.lab), markup=False)
 
 
 @verb(blueberry)
@@ -367,26 +368,6 @@ def _show_verdicts(desk: Desk, ids: list[int]) -> None:
             for line, verdict in rows
         ]
     )
-
-
-def _where_to_go(desk: Desk) -> str:
-    here = Path.cwd()
-    folder = desk.lab.folder
-    place = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    program = shlex.join(_program(here))
-    connect = shlex.join([*_program(None), "--lab", str(folder), "mcp"])
-    if (here / "mcp.json").exists() and place == Path(".demo-lab"):
-        connect = f"claude --mcp-config mcp.json      (any other client: {connect})"
-
-    return f"\nlook at it:  {program} --lab {shlex.quote(str(place))} browse\ntalk to it:  {connect}"
-
-
-def _program(here: Path | None) -> list[str]:
-    path = Path(sys.argv[0]).absolute()
-    if path.name != "blueberry":
-        return [sys.executable, "-m", "server.cli"]
-
-    return [str(path.relative_to(here) if here and path.is_relative_to(here) else path)]
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,11 @@ class Desk:
     def lab(self) -> Lab:
         """The lab, opened at first use."""
         return Lab(self.folder)
+
+    def close(self) -> None:
+        """Lets go of the lab."""
+        if "lab" in self.__dict__:
+            self.lab.close()
 
     def show(self, view: BaseModel) -> None:
         """Prints an answer. One that an agent is still working on makes the exit code 3."""
@@ -75,6 +82,8 @@ def verb(group: click.Group, name: str | None = None) -> Callable[[Callable[...,
                 raise desk.fail(str(error), FAILED) from None
             except KeyboardInterrupt:
                 raise desk.fail(_INTERRUPTED, INTERRUPTED) from None
+            finally:
+                desk.close()
 
         functools.update_wrapper(command, function)
         lab = click.option("--lab", "folder", metavar="DIR", help="The lab's folder.")
@@ -82,3 +91,24 @@ def verb(group: click.Group, name: str | None = None) -> Callable[[Callable[...,
         return group.command(name)(lab(as_json(command)))
 
     return register
+
+
+def where_to_go(lab: Lab) -> str:
+    """The next two commands: how to browse the lab, how to connect a chat client."""
+    here = Path.cwd()
+    folder = lab.folder
+    place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    program = shlex.join(_program(here))
+    connect = shlex.join([*_program(None), "--lab", str(folder), "mcp"])
+    if (here / "mcp.json").exists() and place == Path(".demo-lab"):
+        connect = f"claude --mcp-config mcp.json      (any other client: {connect})"
+
+    return f"\nlook at it:  {program} --lab {shlex.quote(str(place))} browse\ntalk to it:  {connect}"
+
+
+def _program(here: Path | None) -> list[str]:
+    path = Path(sys.argv[0]).absolute()
+    if path.name != "blueberry":
+        return [sys.executable, "-m", "server.cli"]
+
+    return [str(path.relative_to(here) if here and path.is_relative_to(here) else path)]

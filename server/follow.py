@@ -22,8 +22,9 @@ from server.views import event_line
 
 _LOOK_SECONDS = 0.5
 _WAKE_SECONDS = 3.0
-_LINE_SECONDS = 4.0
-"""Without a terminal, progress is told at most this often; events at once."""
+_LINE_SECONDS = 3.0
+_QUIET_SECONDS = 20.0
+"""Without a terminal, progress is told when val_bpb is new, at most every 3 s, and otherwise every 20 s."""
 
 
 class Watch:
@@ -35,7 +36,7 @@ class Watch:
         self._seen = latest_event_id(lab.store) if since_event is None else since_event
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._told_at = 0.0
-        self._told = ""
+        self._told: tuple[tuple[int, float | None], ...] = ()
         self._woken_at = 0.0
         self._warned = False
 
@@ -75,11 +76,17 @@ class Watch:
         self._warn_once(seen)
         if self._live:
             self._live.update(progress_table(seen), refresh=True)
-        elif seen.running and now - self._told_at > _LINE_SECONDS:
-            line = "; ".join(progress_line(run) for run in seen.running)
-            if line != self._told:
-                self._console.print(f"          {line} ({queue_line(seen)})", markup=False)
-                self._told_at, self._told = now, line
+        else:
+            self._tell(seen, now)
+
+    def _tell(self, seen: Overview, now: float) -> None:
+        running = [run for run in seen.running if run.step]
+        told = tuple((run.run_id, run.val_bpb) for run in running)
+        wait = _LINE_SECONDS if told != self._told else _QUIET_SECONDS
+        if running and now - self._told_at > wait:
+            line = "; ".join(progress_line(run) for run in running)
+            self._console.print(f"          {line} ({queue_line(seen)})", markup=False)
+            self._told_at, self._told = now, told
 
     def _warn_once(self, seen: Overview) -> None:
         waits = seen.queued and not any(is_alive(self._lab, runner) for runner in seen.runners)

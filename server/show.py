@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
+from textwrap import indent
 from typing import Any
 
 from pydantic import BaseModel
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from db.queries import Overview, RunProgress
+from server.parts import CycleView, ExperimentView, OverviewView, RunView, TaskView
 from server.tools.enqueue import Enqueued
 from server.tools.improve import ImprovementsView
 from server.tools.review import Reviews
 from server.tools.run import RunHandle
-from server.tools.status import CycleView, ExperimentView, OverviewView, RunView, Status, TaskView
+from server.tools.status import Status
 from server.tools.suggest import Suggestion
 from server.views import EventLine, ExperimentLine, ReviewView, RunLine, RunnerLine, StillWorking, VerdictView
 
@@ -44,7 +46,27 @@ def render(view: BaseModel) -> RenderableType:
     """An answer of a verb, for people."""
     parts = _PARTS[type(view)](view)
     after = getattr(view, "next", None)
-    return Group(*parts, Text(f"next: {after}", style="dim")) if after else Group(*parts)
+    return Group(*parts, Text(f"next: {as_commands(after)}", style="dim")) if after else Group(*parts)
+
+
+def as_commands(text: str) -> str:
+    """A sentence that names calls of tools, such as review(experiment_id=3), with commands in their place."""
+    return re.sub(r"\b(suggest|review|improve|enqueue|run|status)\(([^()]*)\)", _as_command, text)
+
+
+def _as_command(call: re.Match[str]) -> str:
+    verb, arguments = call.groups()
+    numbers = re.findall(r"\d+", arguments)
+    if verb != "status":
+        named = numbers if "experiment" in arguments else []
+        return f"`{' '.join(['blueberry', verb, *named])}`"
+
+    subject = re.search(r"(experiment|run|task|cycle)_id(?:=(\d+))?", arguments)
+    if subject:
+        words = f" --{subject[1]} {subject[2] or 'ID'}"
+        return f"`blueberry status{words}{' --watch' if subject[1] == 'experiment' else ''}`"
+
+    return "`blueberry status --watch`" if arguments else "`blueberry status`"
 
 
 def duration(seconds: float | None) -> str:
@@ -204,10 +226,8 @@ def _review(view: ReviewView) -> RenderableType:
     scores = ", ".join(
         f"{name} {getattr(view, name):.1f}" for name in ("novelty", "feasibility", "impact", "clarity", "efficiency")
     )
-    return Group(
-        Text(f"#{view.experiment_id} {view.title}: {view.score:.1f}, {view.decision} ({view.reviewer})", style="bold"),
-        Padding(Text(f"{scores}\n{view.feedback}"), (0, 0, 0, 3)),
-    )
+    head = f"#{view.experiment_id} {view.title}: {view.score:.1f}, {view.decision} ({view.reviewer})"
+    return Group(Text(head, style="bold"), Text(indent(f"{scores}\n{view.feedback}", "   ")))
 
 
 def _improvements(view: ImprovementsView) -> list[RenderableType]:

@@ -152,7 +152,7 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def rounded(value: float | None, digits: int = 5) -> float | None:
+def rounded(value: float | None, digits: int = 6) -> float | None:
     """A number as people read it."""
     return None if value is None else round(value, digits)
 

@@ -130,7 +130,7 @@ def _suggestion(
     current = [get_experiment(lab.store, experiment.id) for experiment in made.experiments]
     return Suggestion(
         experiments=[suggested_line(lab, experiment) for experiment in current],
-        refused=made.refused,
+        refused=[_briefly(refusal) for refusal in made.refused[:20]],
         reviews=[
             review_view(get_experiment(lab.store, review.experiment_id), review)
             for review in (reviewed.reviews if reviewed else ())
@@ -140,6 +140,10 @@ def _suggestion(
         working=working,
         next=_next(current, plans, working, made.refused),
     )
+
+
+def _briefly(refusal: Refusal) -> Refusal:
+    return refusal.model_copy(update={"title": cut(refusal.title, 120), "reason": cut(refusal.reason, 600)})
 
 
 def _next(current: list[Any], plans: list[Plan] | None, working: StillWorking | None, refused: list[Refusal]) -> str:
