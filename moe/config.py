@@ -427,7 +427,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         ),
     }
 )
-"""nano: tests, under 2 s a run; micro: two CPU cores, about 20 s a run; t4: the Blueberry configuration."""
+"""nano: tests, under 2 s a run; micro: one CPU thread, about 20 s a run; t4: the Blueberry configuration."""
 
 for _preset in PRESETS.values():  # model_copy does not validate
     Config.model_validate(_preset.model_dump())

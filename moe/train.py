@@ -109,7 +109,7 @@ class Trainer:
         Raises:
             NonFiniteError: the loss, a gradient or the final weights are not finite.
         """
-        evals_done, last_point, points_done = 0, -math.inf, 0
+        evals_done, points_done, last_point = 0, 0, -math.inf
         progress = progress_of(self.config, self.step, self.seconds)
         while progress < 1.0:
             started = time.perf_counter()
@@ -120,20 +120,18 @@ class Trainer:
             self.tokens += self.config.batch_size * self.config.seq_len
 
             progress = progress_of(self.config, self.step, self.seconds)
-            ends = progress >= 1.0
-            evaluates = math.floor(min(1.0, progress) * self.config.progress_evals) > evals_done or ends
-            marks = math.floor(progress * POINTS) > points_done
-            if not (evaluates or marks or ends or self.seconds - last_point >= POINT_SECONDS):
+            evals_due = math.floor(min(1.0, progress) * self.config.progress_evals)
+            points_due = math.floor(min(1.0, progress) * POINTS)
+            due = evals_due > evals_done or points_due > points_done
+            if not due and self.seconds - last_point < POINT_SECONDS:
                 continue
 
             values["tokens_per_second"] = self.config.batch_size * self.config.seq_len / took
-            if evaluates and self.config.progress_evals:
-                evals_done += 1
-                values["val_bpb"] = score_tokens(
-                    self.model, self.data, "val", min(PROGRESS_TOKENS, self.config.eval_tokens), self.device
-                ).bits_per_byte
+            if evals_due > evals_done:
+                n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
+                values["val_bpb"] = score_tokens(self.model, self.data, "val", n_tokens, self.device).bits_per_byte
 
-            points_done, last_point = math.floor(progress * POINTS), self.seconds
+            evals_done, points_done, last_point = evals_due, points_due, self.seconds
             yield {
                 "step": self.step,
                 "tokens": self.tokens,

@@ -81,8 +81,11 @@ def test_a_damaged_file_is_noticed_and_rebuilt(damage: str, tmp_path: Path, data
     assert target.read_bytes() == content
 
 
-def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
-    (tmp_path / ".leftover").mkdir()
+def test_two_processes_prepare_at_once_where_a_third_was_killed(tmp_path: Path, data_dir: Path, data: Data) -> None:
+    (done,) = (path for path in data_dir.glob("wikipedia-byte-*") if path.is_dir())
+    half_made = tmp_path / "data" / f".{done.name}.tmp"
+    half_made.mkdir(parents=True)
+    (half_made / "val.bin").write_bytes(b"torn")
     code = (
         "import sys; from pathlib import Path; from moe.config import PRESETS; from moe.data import prepare\n"
         "print(prepare(PRESETS['nano'], Path(sys.argv[1])).tokens['train'].astype(int).sum())"
@@ -91,8 +94,8 @@ def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     sums = [child.communicate(timeout=60)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0]
-    assert sums[0] == sums[1] != ""
-    assert sorted(path.suffix for path in (tmp_path / "data").iterdir()) == ["", ".lock"]
+    assert sums == [f"{data.tokens['train'].astype(int).sum()}\n"] * 2
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {done.name, f"{done.name}.lock"}
 
 
 def test_batches_are_a_function_of_seed_and_step(data: Data) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe.accounting import account
+from moe.accounting import account, peak_memory_bytes
 from moe.config import PRESETS, apply
 from moe.evaluate import evaluate
 from moe.rundir import describe_failure, run_in
@@ -68,6 +68,16 @@ def test_same_seed_gives_the_same_bits_in_two_processes(make_run: MakeRun) -> No
     assert all(torch.equal(weights, b[name]) for name, weights in a.items())
     assert not torch.equal(a["embedding"], c["embedding"])
     assert [_without_time(point) for point in _points(runs[0])] == [_without_time(point) for point in _points(runs[1])]
+
+
+def test_peak_memory_is_about_the_estimate(make_run: MakeRun) -> None:
+    large = {"batch_size": 128, "micro_batch_size": 128, "seq_len": 128, "budget_tokens": 128 * 128, "d_model": 64}
+    config = apply(SHORT, large)
+    run = make_run(config)
+    child = subprocess.run([sys.executable, "-m", "moe.train", str(run)], check=True, timeout=60)
+    assert child.returncode == 0
+    measured = _json(run / "train.json")["peak_memory_bytes"]
+    assert peak_memory_bytes(config, "fp32") == pytest.approx(measured, rel=0.15)
 
 
 def test_a_smaller_micro_batch_trains_the_same_model(make_run: MakeRun) -> None:

@@ -1,0 +1,52 @@
+"""The fp16 path of the trainer, emulated on the CPU: slow, so that the trainer refuses it there, but the same code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe.config import PRESETS, apply
+from moe.data import prepare
+from moe.rundir import Request
+from moe.train import Trainer
+
+CONFIG = apply(PRESETS["nano"], {"micro_batch_size": 4, "budget_tokens": 512 * 8, "progress_evals": 0})
+
+
+def _trainer(data_dir: Path, *, half: bool, scale: float = 2.0**16) -> Trainer:
+    request = Request(kind="train", config=CONFIG, seed=0, device="cpu", data_dir=data_dir)
+    trainer = Trainer(request, prepare(CONFIG, data_dir), torch.device("cpu"))
+    if half:
+        trainer.half = True
+        trainer.scaler = torch.GradScaler("cpu", init_scale=scale)
+
+    return trainer
+
+
+def test_fp16_follows_fp32(data_dir: Path) -> None:
+    full, half = _trainer(data_dir, half=False), _trainer(data_dir, half=True)
+    seen = []
+
+    def record(module: Any, inputs: Any, outputs: Any) -> None:
+        seen.append({outputs[0].dtype, outputs[1].gates_NK.dtype, outputs[1].balance_loss.dtype})
+
+    for block in half.model.blocks:
+        block.register_forward_hook(record)
+
+    for ours, reference in zip(half.run(), full.run(), strict=True):
+        for name in ("train_loss", "grad_norm", "balance_loss"):
+            assert ours["values"][name] == pytest.approx(reference["values"][name], rel=0.03)
+
+    assert all(types == {torch.float32} for types in seen)  # the residual stream, the router
+    assert half.scaler.get_scale() == 2.0**16
+
+
+def test_a_gradient_that_overflows_is_skipped_and_the_scale_lowered(data_dir: Path) -> None:
+    trainer = _trainer(data_dir, half=True, scale=2.0**40)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.optimizer_step(1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.scaler.get_scale() == 2.0**39
