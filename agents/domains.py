@@ -21,6 +21,7 @@ order = 1                         # optional: before all without one
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -130,8 +131,7 @@ def load_domains(lab: Lab) -> dict[str, Domain]:
     Raises:
         SettingsError: a file is malformed; the message names it and the key.
     """
-    files = {path.stem: path for folder in (_BUILT_IN, lab.domains_folder) for path in sorted(folder.glob("*.toml"))}
-    return {name: _read(path) for name, path in files.items()}
+    return _built_in() | _read_all(lab.domains_folder)
 
 
 def get_domain(lab: Lab, name: str) -> Domain:
@@ -161,6 +161,15 @@ def in_order(domains: Mapping[str, Domain]) -> Iterator[tuple[Domain, Interventi
 
     for _, domain, item in sorted(ranked, key=lambda entry: entry[0]):
         yield domain, item
+
+
+@functools.cache
+def _built_in() -> dict[str, Domain]:
+    return _read_all(_BUILT_IN)
+
+
+def _read_all(folder: Path) -> dict[str, Domain]:
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.toml"))}
 
 
 def _read(path: Path) -> Domain:

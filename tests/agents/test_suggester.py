@@ -154,7 +154,7 @@ def test_two_equal_ideas_in_one_call_are_one_experiment(lab: Lab) -> None:
 
 def test_a_question_that_was_never_answered_may_be_asked_again(lab: Lab) -> None:
     first = propose(lab, idea()).experiments[0]
-    move_experiment(lab.store, first.id, "failed", allowed=("suggested",))
+    move_experiment(lab.store, first.id, "failed", allowed=["suggested"])
     assert len(propose(lab, idea()).experiments) == 1
 
 
