@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from db.errors import RefusedError
 from db.lab import Lab
-from db.queries import flops_per_second
+from db.queries import flops_per_second, seconds_around_training
 from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
@@ -27,6 +27,10 @@ CPU_FLOPS_PER_CORE = 12e9
 """Training FLOP/s expected of one CPU core in fp32 before one has been measured."""
 
 
+START_SECONDS = 8.0
+"""What a training run is expected to take beside training (two starts of torch, the evaluation) before one was."""
+
+
 class Base(BaseModel):
     """The baseline that new experiments of this lab are compared with."""
 
@@ -37,7 +41,7 @@ class Base(BaseModel):
 
 
 class Preflight(BaseModel):
-    """What one config costs on one runner. Memory in bytes, times in seconds; `problems` is empty when it may run."""
+    """What one config costs on one runner. Memory in bytes; seconds for a whole run; `problems` is empty when it may run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,7 +97,9 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
     cost = account(config)
     rate = flops_per_second(lab.store, runner.hardware_class) if runner else None
     rate = rate or (T4_FLOPS if runner and runner.device == "cuda" else CPU_FLOPS_PER_CORE * _cores(runner))
-    seconds = config.budget_seconds if cost.flops is None else cost.flops / rate
+    around = seconds_around_training(lab.store, runner.hardware_class) if runner else None
+    training = config.budget_seconds if cost.flops is None else cost.flops / rate
+    seconds = None if training is None else training + (START_SECONDS if around is None else around)
     return Preflight(
         parameters=cost.parameters,
         active_parameters=cost.active_parameters,

@@ -220,6 +220,22 @@ def flops_per_second(store: Store, hardware_class: str) -> float | None:
     return None if value is None else float(value)
 
 
+def seconds_around_training(store: Store, hardware_class: str) -> float | None:
+    """What a training run took beside training itself (start, evaluation) over the last 20; None before the first."""
+    value = store.value(
+        """
+        SELECT avg(wall - training) FROM (
+            SELECT (julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0 AS wall,
+                   json_extract(runs.score, '$.train_seconds') AS training
+            FROM runs JOIN attempts ON attempts.run_id = runs.id AND attempts.status = 'completed'
+            WHERE runs.kind = 'train' AND runs.status = 'completed' AND runs.hardware_class = ?
+            ORDER BY runs.id DESC LIMIT 20)
+        """,
+        (hardware_class,),
+    )
+    return None if value is None else float(value)
+
+
 def curve(store: Store, run_id: int, metric: str, *, points: int = 200) -> list[CurvePoint]:
     """A metric of a run's latest attempt, thinned to about `points` points, the first and the last kept."""
     rows = store.rows(
