@@ -53,7 +53,9 @@ def run_in(work: Callable[[Path], None], arguments: list[str]) -> int:
         return 2
 
     directory = Path(arguments[0])
-    (directory / "error.json").unlink(missing_ok=True)
+    for result in ("error.json", "score.json"):  # of an earlier call: never to be taken for this one's
+        (directory / result).unlink(missing_ok=True)
+
     try:
         work(directory)
     except Exception as error:

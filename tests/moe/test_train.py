@@ -91,14 +91,14 @@ def test_a_smaller_micro_batch_trains_the_same_model(make_run: MakeRun) -> None:
 
 
 def test_a_budget_in_seconds_ends_on_time(make_run: MakeRun) -> None:
-    run = make_run(apply(NANO, {"budget_tokens": None, "budget_seconds": 0.5}))
+    run = make_run(apply(NANO, {"budget_tokens": None, "budget_seconds": 1.0}))
     assert run_in(train, [str(run)]) == 0
     summary = _json(run / "train.json")
-    assert 0.5 <= summary["seconds"] < 2.0
+    assert 1.0 <= summary["seconds"] < 10.0  # one step too long, on a busy machine
     assert summary["flops"] == summary["tokens"] * account(NANO).flops_per_token
     rates = [point["values"]["lr"] for point in _points(run)]
-    assert max(rates) > 0.7 * NANO.lr
-    assert rates[-1] < 0.4 * NANO.lr
+    assert 0 <= rates[0] < 0.1 * NANO.lr
+    assert rates[-1] < max(rates) <= NANO.lr
 
 
 def test_score_is_of_the_split_asked_for(make_run: MakeRun) -> None:
@@ -199,6 +199,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_run_is_not_scored(make_run: 
     assert _json(run / "error.json")["error"] == "FileNotFoundError"
 
     assert run_in(train, [str(run)]) == 0
+    assert run_in(evaluate, [str(run)]) == 0
     _edit(run, seed=1)
     assert run_in(evaluate, [str(run)]) == 1
     assert "another config or seed" in _json(run / "error.json")["message"]
