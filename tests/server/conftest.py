@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ from mcp_types import Tool
 
 from db.experiments import add_experiment
 from db.lab import Lab
+from db.processes import FileLock
 from db.queue import add_run
 from db.records import Experiment, Run
 from db.runners import register_runner
@@ -93,14 +94,21 @@ def connect(folder: Path, era: str = "legacy") -> Iterator[Session]:
 
 
 def _environment() -> dict[str, str]:
-    # Warnings are errors here too, but those of threads that end with the process.
     return {name: value for name, value in os.environ.items() if not name.startswith(("BLUEBERRY_", "OPENROUTER_"))}
 
 
-def make_lab(folder: Path) -> Lab:
-    folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def made_lab(folder: Path) -> Iterator[Lab]:
+    """A lab with nano presets and a registered runner. Its mind process is busy elsewhere, so that none is started."""
+    folder.mkdir(parents=True)
     (folder / "blueberry.toml").write_text(SETTINGS)
-    return Lab(folder)
+    lab = Lab(folder)
+    register_runner(lab.store, dict(RUNNER))
+    with FileLock(lab.lock("mind")) as lock:
+        assert lock.acquire()
+        yield lab
+
+    lab.close()
 
 
 def put_experiment(lab: Lab, **values: Any) -> Experiment:
@@ -145,19 +153,15 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    """An empty lab with nano presets and a registered runner."""
-    lab = make_lab(tmp_path / "lab")
-    register_runner(lab.store, dict(RUNNER))
-    yield lab
-    lab.close()
+    """A lab without experiments."""
+    with made_lab(tmp_path / "lab") as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")
 def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = make_lab(tmp_path_factory.mktemp("shared") / "lab")
-    register_runner(lab.store, dict(RUNNER))
-    yield lab
-    lab.close()
+    with made_lab(tmp_path_factory.mktemp("shared") / "lab") as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +194,7 @@ class RawServer:
             stderr=subprocess.PIPE,
             cwd=ROOT,
             env=_environment(),
+            start_new_session=True,
         )
         client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
         self.send({"id": 0, "method": "initialize", "params": client})
@@ -216,9 +221,6 @@ class RawServer:
         return self.process.returncode, out.decode()
 
     def kill(self) -> None:
-        self.process.kill()
+        """As chat clients do: the whole process group."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate(timeout=10)
-
-
-def seconds_of(begin: float) -> float:
-    return time.monotonic() - begin
