@@ -27,7 +27,7 @@ from gpu_runner.card import Card
 LOCK_SECONDS = 1.0
 """A look at a lock (is_locked) holds it for an instant; whoever means to keep it waits that out."""
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?(_|$)", re.IGNORECASE)
 
 
 class Child:

@@ -42,26 +42,23 @@ def test_migration_from_empty(tmp_path: Path) -> None:
 
 def test_four_processes_open_a_fresh_lab_at_once(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from db.lab import Lab; input(); Lab(Path(sys.argv[1])).store"
-    for number in range(2):
-        openers = [
-            subprocess.Popen(
-                [sys.executable, "-c", script, str(tmp_path / f"lab{number}")],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=ROOT,
-            )
-            for _ in range(4)
-        ]
-        for opener in openers:
-            assert opener.stdin is not None
-            opener.stdin.write(b"\n")
-            opener.stdin.flush()
+    folder = tmp_path / "lab"
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        )
+        for _ in range(4)
+    ]
+    for opener in openers:
+        assert opener.stdin is not None
+        opener.stdin.write(b"\n")
+        opener.stdin.flush()
 
-        assert [opener.communicate(timeout=60)[1] for opener in openers] == [b""] * 4
-        assert [opener.returncode for opener in openers] == [0] * 4
-        store = Store(tmp_path / f"lab{number}" / "lab.db")
-        assert store.value("SELECT count(*) FROM _sqlite_migrations") == len(MIGRATIONS.applied(store.database))
-        store.close()
+    assert [opener.communicate(timeout=60)[1] for opener in openers] == [b""] * 4
+    assert [opener.returncode for opener in openers] == [0] * 4
+    store = Store(folder / "lab.db")
+    assert store.value("SELECT count(*) FROM _sqlite_migrations") == len(MIGRATIONS.applied(store.database))
+    store.close()
 
 
 def test_newer_database_is_refused_untouched(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from db.processes import is_locked
 from db.queue import add_run, get_run
 from db.records import Arm, Attempt, Run
 from db.runners import register_runner
-from gpu_runner.card import Card
+from gpu_runner.card import Card, detect_card
 from gpu_runner.daemon import Daemon
 from gpu_runner.nvml import Nvml
 
@@ -104,11 +104,8 @@ class Bench:
     def enqueue(self, act: str = "train", *, arm: Arm = "treatment", **values: Any) -> int:
         """Queues a run whose child does as `act` says; returns its id."""
         if not self.hardware_class:
-            subprocess.run(
-                [sys.executable, "-m", "gpu_runner", str(self.lab.folder), "--register"],
-                cwd=ROOT, check=True, capture_output=True,
-            )  # fmt: skip
-            self.hardware_class = str(self.store.value("SELECT hardware_class FROM runners"))
+            card = detect_card(self.lab.settings.runner, Nvml())
+            self.hardware_class = register_runner(self.store, card.columns()).hardware_class
 
         if not self.experiment_id:
             columns = {"title": "t", "hypothesis": "h", "method": "m", "domain": "d", "preset": "nano"}

@@ -25,7 +25,7 @@ _STANDIN, _ROOT = Path(__file__).parent / "standin", Path(__file__).parents[2]
 _PATHS = os.environ | {"PYTHONPATH": f"{_STANDIN}{os.pathsep}{_ROOT}"}
 
 
-@pytest.mark.parametrize("victim", ["training child", "shim", "daemon", "daemon and shim", "all"])
+@pytest.mark.parametrize("victim", ["training child", "shim", "daemon", "all"])
 def test_killed_in_mid_run(bench: Bench, victim: str) -> None:
     key = bench.enqueue("wait")
     daemon = bench.start()
@@ -227,6 +227,23 @@ def test_daemon_leaves_when_its_lab_is_gone(bench: Bench) -> None:
 
     assert daemon.wait(10) == 1
     assert "is gone" in bench.lab.log("runner").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("[runner", "is not valid TOML"),
+        ("[runner]\nspeed = 3", "unknown key 'runner.speed'"),
+        ("[runner]\ndevice = 'cuda'", "runner.device is cuda, but no NVIDIA card can be used"),
+    ],
+)
+def test_unusable_configuration_ends_the_daemon_with_its_reason(bench: Bench, settings: str, said: str) -> None:
+    (bench.lab.folder / "blueberry.toml").write_text(settings)
+    daemon = bench.start(variables={"CUDA_VISIBLE_DEVICES": ""})
+    assert daemon.wait(10) == 1
+    log = bench.lab.log("runner").read_text()
+    assert said in log
+    assert "Traceback" not in log
 
 
 def test_ignored_child_signal_does_not_falsify_exit_codes(bench: Bench, tmp_path: Path) -> None:

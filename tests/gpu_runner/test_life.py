@@ -50,9 +50,10 @@ def test_crash_is_recorded_with_its_log_and_tried_again_until_it_is_failed(bench
 
 
 def test_second_attempt_may_succeed(bench: Bench) -> None:
+    bench.register()
     key = bench.enqueue("crash once")
-    bench.start()
-    bench.until_status(key, "completed")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).status == "completed", "the run ended")
 
     first, second = bench.attempts(key)
     assert (first.status, first.error) == ("failed", "RuntimeError: bad luck")
@@ -62,9 +63,10 @@ def test_second_attempt_may_succeed(bench: Bench) -> None:
 
 
 def test_divergence_is_a_result_and_not_tried_again(bench: Bench) -> None:
+    bench.register()
     key = bench.enqueue("diverge")
-    bench.start()
-    bench.until_status(key, "pruned")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).status == "pruned", "the run ended")
 
     assert bench.run(key).error == "training loss is not finite at step 3"
     assert bench.statuses(key) == ["completed"]
@@ -72,44 +74,24 @@ def test_divergence_is_a_result_and_not_tried_again(bench: Bench) -> None:
     bench.assert_ended_once(key, "pruned")
 
 
-def test_unusable_score_is_a_failure(bench: Bench) -> None:
-    keys = [
-        bench.enqueue(config={"score": score}) for score in ("", "[]", "{}", '{"val_bpb": NaN}', '{"val_bpb": 1e999}')
-    ]
-    bench.start()
-    for key in keys:
-        bench.until_status(key, "failed")
-
-    errors = [bench.run(key).error for key in keys]
-    bad = "score.json is missing, or is not one JSON object of finite numbers"
-    assert errors == [bad, bad, "score.json has no val_bpb but None", bad, bad]
-
-
-def test_probe_passes_only_if_each_knob_acts_and_the_model_does_not_peek(bench: Bench) -> None:
-    good = {"acts": {"lr": {"acts": True}}, "causal": True, "fits": True}
-    scores = [
-        good,
-        good | {"acts": {"lr": {"acts": True}, "z": {"acts": False}}},
-        good | {"causal": False},
-        good | {"fits": False},
-    ]
+def test_training_waits_for_a_probe_that_passed(bench: Bench) -> None:
+    bench.register()
+    scores = [{"acts": {"lr": {"acts": acts}}, "causal": True, "fits": True} for acts in (False, True)]
     probes = [bench.enqueue(kind="probe", arm="probe", config={"score": json.dumps(score)}) for score in scores]
     gated = [bench.enqueue(needs_run_id=probe) for probe in probes]
-    bench.start()
-    bench.until_status(gated[0], "completed")
-    for probe in probes:
-        bench.until_status(probe, "completed")
-
-    assert [bench.run(probe).passed for probe in probes] == [True, False, False, False]
-    assert [bench.run(key).status for key in gated] == ["completed", "queued", "queued", "queued"]
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(gated[1]).status == "completed", "the gated run done")
+    assert [bench.run(probe).passed for probe in probes] == [False, True]
+    assert bench.run(gated[0]).status == "queued"
 
 
 def test_cancelled_run_ends_soon_and_is_not_tried_again(bench: Bench) -> None:
+    bench.register()
     key, waiting = bench.enqueue("wait"), bench.enqueue("wait")
-    bench.start()
-    bench.until_training(key)
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).step, "training")
     assert cancel_experiment_runs(bench.store, bench.experiment_id) == 2
-    bench.until_status(key, "cancelled")
+    bench.step_until(daemon, lambda: bench.run(key).status == "cancelled", "the run ended")
 
     assert bench.run(waiting).status == "cancelled"
     assert bench.statuses(key) == ["cancelled"]
@@ -137,9 +119,10 @@ def test_sigterm_puts_the_run_back_even_from_a_child_that_ignores_it(bench: Benc
 
 
 def test_garbage_among_the_metrics_is_skipped_and_told_once(bench: Bench) -> None:
+    bench.register()
     key = bench.enqueue("babble")
-    bench.start()
-    bench.until_status(key, "completed")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).status == "completed", "the run ended")
 
     assert [(p.step, p.value) for p in curve(bench.store, key, "train_loss")] == [
         (1, 1.0),
