@@ -28,6 +28,11 @@ def knob_table(lab: Lab, base: Base, domain: str | None) -> str:
     return "\n".join(lines)
 
 
+def baseline_line(base: Base) -> str:
+    """Every field of the baseline in one line."""
+    return ", ".join(f"{name}={show(value)}" for name, value in base.config.model_dump().items())
+
+
 def limits_line(lab: Lab) -> str:
     """The limits of gpu_optimization; a treatment over one is refused, never clamped."""
     limits = lab.settings.gpu_optimization

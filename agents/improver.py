@@ -12,14 +12,14 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents.admission import admit
-from agents.briefing import knob_table, limits_line
+from agents.briefing import baseline_line, knob_table, limits_line
 from agents.facts import latest_facts
 from agents.llm import ask, has_model
 from agents.preflight import Base, base_of
 from agents.prompts import render
 from agents.proposals import Improved, Proposal
 from agents.repair import repair
-from agents.treatments import changes_of, describe, show
+from agents.treatments import changes_of, describe
 from db.errors import RefusedError
 from db.experiments import get_experiment, latest_review, move_experiment
 from db.lab import Lab
@@ -147,16 +147,18 @@ def _brief(lab: Lab, base: Base, experiment: Experiment, schema: type[BaseModel]
     review = latest_review(lab.store, experiment.id)
     return render(
         "improve",
+        {
+            "feedback": review.feedback if review else "(none)",
+            "method": experiment.method or "(none given)",
+            "facts": latest_facts(lab, experiment).model_dump_json(exclude_none=True),
+        },
         title=experiment.title,
         hypothesis=experiment.hypothesis,
-        method=experiment.method or "(none given)",
         domain=experiment.domain,
         treatment=json.dumps(experiment.treatment),
         metric=f"{experiment.metric} ({experiment.direction} is better)",
         review=_scores(review) if review else "(none)",
-        feedback=(review.feedback if review else "(none)")[:4000],
-        facts=latest_facts(lab, experiment).model_dump_json(indent=1, exclude_none=True)[:6000],
-        baseline=", ".join(f"{name}={show(value)}" for name, value in base.config.model_dump().items()),
+        baseline=baseline_line(base),
         preset=base.preset,
         limits=limits_line(lab),
         knobs=knob_table(lab, base, experiment.domain),

@@ -198,5 +198,5 @@ def _usd(lab: Lab, reply: Reply) -> float | None:
 
 def _scrubbed(lab: Lab, text: str) -> str:
     key = lab.openrouter.api_key
-    secret = key.get_secret_value() if key else ""
+    secret = key.get_secret_value().strip() if key else ""
     return text.replace(secret, "[key]") if secret else text

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from db.settings import Llm, OpenRouter
 
@@ -38,7 +39,7 @@ class Reply(BaseModel):
 class _Usage(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    cost: float | None = None
+    cost: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
 
 
 class _Message(BaseModel):
@@ -62,10 +63,12 @@ def send(access: OpenRouter, settings: Llm, messages: list[Message], schema: dic
     """Sends the messages and waits for the answer, at most about timeout_seconds."""
     import openai  # half a second: at first use, and only here
 
-    key = access.api_key.get_secret_value() if access.api_key else ""
-    headers = {"HTTP-Referer": access.site_url, "X-Title": access.site_name}
-    body: dict[str, Any] = {} if schema is None else {"response_format": _response_format(schema)}
-    deadline = time.monotonic() + settings.timeout_seconds
+    key = access.api_key.get_secret_value().strip() if access.api_key else ""
+    site = {"HTTP-Referer": access.site_url or "", "X-Title": access.site_name or ""}
+    for name, text in (("API_KEY", key), ("SITE_URL", site["HTTP-Referer"]), ("SITE_NAME", site["X-Title"])):
+        if not (text.isascii() and text.isprintable()):
+            return Reply(problem=f"OPENROUTER_{name} holds a character that no header may; correct it", charged=False)
+
     try:
         with (
             openai.OpenAI(
@@ -73,42 +76,42 @@ def send(access: OpenRouter, settings: Llm, messages: list[Message], schema: dic
                 base_url=access.base_url,
                 max_retries=0,
                 timeout=settings.timeout_seconds,
-                default_headers={name: value for name, value in headers.items() if value},
+                default_headers={name: text for name, text in site.items() if text},
             ) as client,
             client.chat.completions.with_streaming_response.create(
                 model=settings.model,
                 messages=messages,  # type: ignore[arg-type]  # plain dicts of role and content
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
-                extra_body=body,
+                extra_body={} if schema is None else {"response_format": _response_format(schema)},
             ) as response,
         ):
-            content = b""
-            for chunk in response.iter_bytes():
-                content += chunk
-                if time.monotonic() > deadline:
-                    return _timed_out(settings)
-
-                if len(content) > _MOST_BYTES:
-                    return Reply(problem=f"the answer was longer than {_MOST_BYTES} bytes and was given up")
-
-        return read(content)
+            return _receive(response.iter_bytes(), settings)
     except openai.APITimeoutError:
         return _timed_out(settings)
     except openai.APIStatusError as error:
         return _refused(error.status_code, error.response.headers.get("retry-after"), _said(error.body, error.message))
     except openai.OpenAIError as error:  # APIConnectionError among them
-        return Reply(
-            problem=f"{access.base_url} cannot be reached ({error.__cause__ or error}); check the network",
-            retry="again",
-            charged=False,
-        )
-    except UnicodeEncodeError:
-        return Reply(
-            problem="OPENROUTER_API_KEY, the site's name or its URL holds a character no header may", charged=False
-        )
-    except Exception as error:  # the transport's own errors in mid-answer: the provider may have done all its work
+        cause = error.__cause__ or error
+        problem = f"{access.base_url} cannot be reached ({cause}); check the network"
+        return Reply(problem=problem, retry="again", charged=type(cause).__name__ != "ConnectError")
+
+
+def _receive(chunks: Iterator[bytes], settings: Llm) -> Reply:
+    deadline = time.monotonic() + settings.timeout_seconds
+    content = b""
+    try:
+        for chunk in chunks:
+            content += chunk
+            if time.monotonic() > deadline:
+                return _timed_out(settings)
+
+            if len(content) > _MOST_BYTES:
+                return Reply(problem=f"the answer was longer than {_MOST_BYTES} bytes and was given up")
+    except Exception as error:  # the transport's own errors; the provider may have done all its work
         return Reply(problem=f"the connection broke in mid-answer ({type(error).__name__})", retry="again")
+
+    return read(content)
 
 
 def read(content: bytes) -> Reply:

@@ -34,7 +34,6 @@ _LEADS_TO: dict[Decision, ExperimentStatus] = {
     "rewrite": "needs_work",
     "reject": "rejected",
 }
-_FACTS_MOST = 8_000
 
 
 class _Opinion(NamedTuple):
@@ -176,16 +175,18 @@ def _reason(settings: Settings, decision: Decision, score: float, experiment: Ex
 def _brief(lab: Lab, experiment: Experiment, facts: Facts) -> str:
     return render(
         "review",
+        {
+            "facts": facts.model_dump_json(exclude_none=True),
+            "method": experiment.method or "(none given)",
+        },
         title=experiment.title,
         hypothesis=experiment.hypothesis,
-        method=experiment.method or "(none given)",
         domain=experiment.domain,
         proposer=experiment.proposer,
         source=experiment.source or "(none)",
         revision=str(experiment.revision),
         changes=describe(facts.changes) or json.dumps(experiment.treatment),
         metric=f"{experiment.metric} ({experiment.direction} is better)",
-        facts=facts.model_dump_json(indent=1, exclude_none=True)[:_FACTS_MOST],
         threshold=f"{lab.settings.auto_review_threshold:g}",
         weights=", ".join(f"{name} {weight:.2f}" for name, weight in WEIGHTS.items()),
         schema=json.dumps(GivenReview.model_json_schema()),

@@ -13,20 +13,16 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents.admission import METRIC, NotAdmittedError, admit, check
-from agents.briefing import domain_line, insight_lines, knob_table, limits_line, tried_lines
+from agents.briefing import baseline_line, domain_line, insight_lines, knob_table, limits_line, tried_lines
 from agents.domains import Domain, Intervention, get_domain, in_order, load_domains
 from agents.llm import ask, has_model
 from agents.optimizer import propose
 from agents.preflight import Base, base_of
 from agents.prompts import render
 from agents.proposals import Proposal, Refusal, Suggested
-from agents.treatments import show
 from db.errors import RefusedError
 from db.lab import Lab
 from db.records import Experiment, Proposer
-
-BRIEF_MOST = 12_000
-"""Characters of a brief, so that it fits into any assistant's context."""
 
 _CATALOG_SHARE = 5
 """One in five ideas without a model is the optimizer's; the others are the catalog's."""
@@ -99,23 +95,22 @@ def brief(lab: Lab, domain: str | None, focus_area: str | None) -> str:
 
 def _brief(lab: Lab, base: Base, domain: str | None, focus_area: str | None, form: str, schema: type[BaseModel]) -> str:
     domains = [get_domain(lab, domain)] if domain else list(load_domains(lab).values())
-    schema_text = json.dumps(schema.model_json_schema(), separators=(",", ":"))
-    room = BRIEF_MOST
-    parts = {
-        "metric": f"{METRIC} (bits per byte on held-out text; lower is better)",
-        "domains": "\n".join(f"- {domain_line(item)}" for item in domains),
-        "focus": f"Focus on: {focus_area}" if focus_area else "Any focus area of the domain.",
-        "preset": base.preset,
-        "baseline": ", ".join(f"{name}={show(value)}" for name, value in base.config.model_dump().items()),
-        "limits": limits_line(lab),
-        "knobs": knob_table(lab, base, domain),
-        "form": form,
-        "schema": schema_text,
-    }
-    fixed = render("suggest", **parts, insights="", tried="")
-    room = max(0, BRIEF_MOST - len(fixed))
-    insights = _within(insight_lines(lab), room // 3)
-    return render("suggest", **parts, insights=insights, tried=_within(tried_lines(lab, domain), room - len(insights)))
+    return render(
+        "suggest",
+        {
+            "domains": "\n".join(f"- {domain_line(item)}" for item in domains),
+            "insights": insight_lines(lab),
+            "tried": tried_lines(lab, domain),
+        },
+        metric=f"{METRIC} (bits per byte on held-out text; lower is better)",
+        focus=f"Focus on: {focus_area[:200]}" if focus_area else "Any focus area of the domain.",
+        preset=base.preset,
+        baseline=baseline_line(base),
+        limits=limits_line(lab),
+        knobs=knob_table(lab, base, domain),
+        form=form,
+        schema=json.dumps(schema.model_json_schema()),
+    )
 
 
 def _ask_model(
@@ -193,15 +188,3 @@ def _too_few(count: int, made: int, proposer: str) -> Refusal:
         reason=f"the {source} had no more that are new on this baseline; try another domain or focus area, or give "
         "proposals of your own",
     )
-
-
-def _within(text: str, room: int) -> str:
-    lines: list[str] = []
-    for line in text.split("\n"):
-        room -= len(line) + 1
-        if room < 0:
-            return "\n".join([*lines, "- ..."])
-
-        lines.append(line)
-
-    return "\n".join(lines)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agents import reviewer
 from agents.improver import brief, improve
 from agents.llm import LLMError
+from agents.prompts import BRIEF_MOST
 from agents.proposals import GivenReview, Improved, Proposal
 from agents.reviewer import WEIGHTS, review
 from agents.suggester import suggest
@@ -258,4 +260,12 @@ def test_the_brief_asks_an_assistant_for_a_whole_proposal(lab: Lab) -> None:
     text = brief(lab, needs_work(lab).id)
     assert '"title": "Proposal"' in text
     assert "Needs work." in text
-    assert len(text) < 12_000
+
+
+def test_a_brief_stays_whole_however_much_was_written(lab: Lab) -> None:
+    long = "long words " * 300
+    parent = needs_work(lab, title="t" * 200, hypothesis=(CLEAR + long)[:2000], method=(long * 2)[:4000])
+    review(lab, [parent.id], given=GivenReview(**dict.fromkeys(WEIGHTS, 6.0), feedback=(long * 2)[:4000]))
+    for text in (brief(lab, parent.id), reviewer.brief(lab, parent.id)):
+        assert 8_000 < len(text) <= BRIEF_MOST
+        assert text.rstrip().endswith('"type": "object"}')

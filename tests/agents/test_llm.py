@@ -230,6 +230,7 @@ def test_an_error_body_with_status_200_is_an_error(lab: Lab, model: ScriptedMode
         (b'{"choices": [{"mess', "not a chat completion"),
         (b"", "not a chat completion"),
         (b"[]", "not a chat completion"),
+        (b'{"choices": [], "usage": {"cost": NaN}}', "not a chat completion"),
         (b'{"id": "x"}', "no choices"),
         (b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}', "empty"),
         (b'{"choices": [{"message": {}, "error": {"message": "overloaded"}}]}', "overloaded"),
@@ -332,9 +333,22 @@ def test_a_blank_key_is_no_key(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not has_model(lab)
 
 
-def test_a_key_that_no_header_can_hold_is_an_error_in_words(
-    lab: Lab, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value"), [("API_KEY", "sk-\u2013dash"), ("API_KEY", "sk-two\nlines"), ("SITE_NAME", "Caf\u00e9")]
+)
+def test_a_text_that_no_header_can_hold_is_an_error_in_words(
+    lab: Lab, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-–dash")
-    with pytest.raises(LLMError, match="a character no header may"):
+    monkeypatch.setenv(f"OPENROUTER_{name}", value)
+    with pytest.raises(LLMError, match=f"OPENROUTER_{name} holds a character that no header may") as caught:
         paint(lab)
+
+    assert value not in str(caught.value)
+    assert model.requests == []
+
+
+def test_a_key_with_a_line_end_after_it_works(lab: Lab, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", f" {KEY}\n")
+    model.says(GOOD)
+    paint(lab)
+    assert model.requests[0].headers["authorization"] == f"Bearer {KEY}"

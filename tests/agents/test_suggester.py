@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agents.llm import LLMError
-from agents.proposals import Proposal
-from agents.suggester import BRIEF_MOST, brief, suggest
+from agents.prompts import BRIEF_MOST
+from agents.proposals import Proposal, Suggested
+from agents.suggester import brief, suggest
 from db.errors import RefusedError
 from db.experiments import list_experiments, move_experiment
 from db.lab import Lab
@@ -236,3 +238,20 @@ def test_the_brief_tells_what_was_tried_and_learnt_and_stays_short(
     assert "worse (val_bpb +0.1200)" in brief(lab, "evaluation", None)
     assert f"- {newest.id}. " in text
     assert '"hypothesis"' in text
+
+
+def test_two_calls_at_once_make_no_duplicates(lab: Lab) -> None:
+    def call(_: int) -> Suggested:
+        try:
+            return suggest(lab, count=5)
+        finally:
+            lab.close()  # this thread's connection
+
+    lab.store.data_version()  # the database exists
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(call, range(4)))
+
+    treatments = [str(item.treatment) for suggested in made for item in suggested.experiments]
+    assert len(set(treatments)) == len(treatments) >= 5
+    for refusal in (item for suggested in made for item in suggested.refused):
+        assert refusal.duplicate_of is not None
