@@ -19,7 +19,7 @@ from agents.preflight import Base, base_of
 from agents.prompts import render
 from agents.proposals import Improved, Proposal
 from agents.repair import repair
-from agents.treatments import changes_of, describe
+from agents.treatments import show
 from db.errors import RefusedError
 from db.experiments import get_experiment, latest_review, move_experiment
 from db.lab import Lab
@@ -97,7 +97,7 @@ def brief(lab: Lab, experiment_id: int) -> str:
 
 def _draft(lab: Lab, base: Base, parent: Experiment, revision: Proposal | None, task_id: int | None) -> _Draft:
     if revision is not None:
-        return _Draft("assistant", revision, _differences(base, parent, revision))
+        return _Draft("assistant", revision, _differences(parent, revision))
 
     if has_model(lab):
         answer = ask(
@@ -108,7 +108,7 @@ def _draft(lab: Lab, base: Base, parent: Experiment, revision: Proposal | None, 
             experiment_id=parent.id,
             task_id=task_id,
         ).value
-        _differences(base, parent, answer.proposal)
+        _differences(parent, answer.proposal)
         return _Draft("llm", answer.proposal, answer.changes)
 
     fixed = repair(lab, base, parent, latest_facts(lab, parent))
@@ -122,11 +122,12 @@ def _draft(lab: Lab, base: Base, parent: Experiment, revision: Proposal | None, 
     return _Draft(parent.proposer, fixed.proposal, fixed.changes)
 
 
-def _differences(base: Base, parent: Experiment, revision: Proposal) -> str:
+def _differences(parent: Experiment, revision: Proposal) -> str:
     found = []
     if dict(revision.treatment) != parent.treatment:
-        known = {name: value for name, value in revision.treatment.items() if hasattr(base.config, name)}
-        found.append(f"treatment now {describe(changes_of(base.config, known))}" if known else "treatment")
+        found.append(
+            "treatment now " + ", ".join(f"{name}={show(value)}" for name, value in revision.treatment.items())
+        )
 
     for name in ("title", "hypothesis", "method", "domain", "focus_area", "source"):
         if getattr(revision, name) != getattr(parent, name):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import re
+from typing import Literal, NamedTuple
 
 from agents.duplicates import find_duplicate
 from agents.facts import Facts
@@ -33,6 +34,11 @@ class _Step(NamedTuple):
 
 def repair(lab: Lab, base: Base, experiment: Experiment, facts: Facts) -> Repaired | None:
     """The experiment with every fault repaired that a rule can repair; None where no rule changes anything."""
+    try:
+        apply_treatment(base.config, experiment.treatment)
+    except ConfigError:  # written for other knobs or another baseline: there is nothing to start from
+        return None
+
     treatment, said = dict(experiment.treatment), []
     for rule in (_within_limits, _large_enough, _untried):
         step = rule(lab, base, experiment, facts, treatment)
@@ -40,17 +46,13 @@ def repair(lab: Lab, base: Base, experiment: Experiment, facts: Facts) -> Repair
             treatment = step.treatment
             said.append(step.said)
 
-    if not said and not facts.missing:
+    if facts.missing:
+        said.append(f"now says what the hypothesis did not: {', '.join(facts.missing)}")
+
+    if not said or not _is_usable(lab, base, treatment):
         return None
 
-    if not _is_usable(lab, base, treatment):
-        return None
-
-    changes = changes_of(base.config, treatment)
-    if not said or facts.missing:
-        said.append(f"hypothesis restated, which did not say {', '.join(facts.missing)}" if facts.missing else "")
-
-    return Repaired(_restated(experiment, changes, said), "; ".join(item for item in said if item))
+    return Repaired(_restated(base, experiment, treatment, facts, said), "; ".join(said))
 
 
 def _within_limits(lab: Lab, base: Base, experiment: Experiment, facts: Facts, now: dict[str, Value]) -> _Step:
@@ -162,32 +164,59 @@ def _is_usable(lab: Lab, base: Base, treatment: dict[str, Value]) -> bool:
         return False
 
 
-def _restated(experiment: Experiment, changes: list[Change], said: list[str]) -> Proposal:
+def _restated(
+    base: Base, experiment: Experiment, treatment: dict[str, Value], facts: Facts, said: list[str]
+) -> Proposal:
+    changes = changes_of(base.config, treatment)
+    is_moved = treatment != experiment.treatment
+    hypothesis = experiment.hypothesis
+    if is_moved or set(facts.missing) - {"what would count against it"}:
+        hypothesis = f"{_claim(experiment, changes, facts)} First put as: {hypothesis}"
+
+    method = (
+        f"Changed: {describe(changes)}; everything else as in the baseline, at equal budget over paired seeds. "
+        f"An effect within the noise, or the other way, would count against it. Repaired by rule from experiment "
+        f"{experiment.id} ({experiment.title}): {'; '.join(said)}"
+    )
+    return Proposal(
+        title=describe(changes)[:200] if is_moved else experiment.title,
+        hypothesis=hypothesis[:2000],
+        method=method[:4000],
+        domain=experiment.domain,
+        focus_area=experiment.focus_area,
+        treatment={name: value for name, value in treatment.items() if value is not None},
+        source=experiment.source,
+    )
+
+
+def _claim(experiment: Experiment, changes: list[Change], facts: Facts) -> str:
+    verbs = {"raised": "raising", "lowered": "lowering", "changed": "setting"}
     moves = " and ".join(
-        f"{'setting' if change.direction == 'changed' else 'raising' if change.direction == 'raised' else 'lowering'} "
-        f"{change.knob} from {show(change.before)} to {show(change.after)}"
+        f"{verbs[change.direction]} {change.knob} from {show(change.before)} to {show(change.after)}"
         for change in changes
     )
     acts = "; ".join(
         f"{change.knob} ({KNOBS[change.knob].description.split(';')[0]}) acts on the {KNOBS[change.knob].acts_on}"
         for change in changes
     )
-    better = "lowers" if experiment.direction == "lower" else "raises"
-    verb = moves[0].upper() + moves[1:]
-    values: dict[str, Any] = {change.knob: change.after for change in changes}
-    return Proposal(
-        title=describe(changes)[:200],
-        hypothesis=(
-            f"{verb} {better} {experiment.metric}, through what is moved: {acts}. "
-            f"Restated by rule from experiment {experiment.id}."
-        )[:2000],
-        method=(
-            f"Changed: {describe(changes)}; everything else as in the baseline, at equal budget over paired seeds. "
-            f"An interval that holds zero, or an effect the other way, would count against it. "
-            f"From experiment {experiment.id} ({experiment.title}): {'; '.join(said)}"
-        )[:4000],
-        domain=experiment.domain,
-        focus_area=experiment.focus_area,
-        treatment=values,
-        source=experiment.source,
-    )
+    turned = [change.direction for change in changes] != [change.direction for change in facts.changes]
+    metric, expected = experiment.metric, "improved" if turned else expectation(experiment)
+    said = {
+        "improved": f"{'lowers' if experiment.direction == 'lower' else 'raises'} {metric}",
+        "worse": f"{'raises' if experiment.direction == 'lower' else 'lowers'} {metric}",
+        "equivalent": f"leaves {metric} equivalent",
+    }
+    return f"{moves[0].upper()}{moves[1:]} {said[expected]}, through what is moved: {acts}."
+
+
+def expectation(experiment: Experiment) -> Literal["improved", "worse", "equivalent"]:
+    """What a hypothesis expects of its metric, as far as its words tell; to improve where they do not."""
+    text = experiment.hypothesis.lower()
+    if re.search(r"\b(equivalent|equal|unchanged|no (effect|change|difference))\b", text):
+        return "equivalent"
+
+    worse = r"rais\w*|increas\w*" if experiment.direction == "lower" else r"lower\w*|reduc\w*|decreas\w*"
+    if re.search(rf"\b({worse}) (the )?{re.escape(experiment.metric.lower())}|\bworse", text):
+        return "worse"
+
+    return "improved"

@@ -73,7 +73,7 @@ def test_a_revision_takes_its_parents_place(lab: Lab) -> None:
     improved = improve(lab, parent.id, revision=idea({"lr": 0.012}, title="A better idea"))
     child = check_replaced(lab, parent, improved)
     assert (child.proposer, child.treatment) == ("assistant", {"lr": 0.012})
-    assert improved.changes == "treatment now lr 0.006 → 0.012; title rewritten"
+    assert improved.changes == "treatment now lr=0.012; title rewritten"
 
 
 def test_a_revision_may_keep_the_treatment_and_say_it_better(lab: Lab) -> None:
@@ -86,6 +86,7 @@ def test_a_revision_may_keep_the_treatment_and_say_it_better(lab: Lab) -> None:
     ("revision", "said"),
     [
         (idea(), "changes nothing"),
+        (idea({"lr": "high"}), "lr='high'"),
         (idea({"lr": 0.006}), "the baseline's own value"),
         (idea({"num_experts": 99}), "over the limit 16"),
         (idea({"speed": 1}), "unknown knob 'speed'"),
@@ -180,8 +181,40 @@ def test_a_vague_hypothesis_is_restated_from_what_is_known_of_the_knob(lab: Lab)
     child = check_replaced(lab, parent, improved)
     assert child.treatment == parent.treatment
     assert child.hypothesis.startswith("Raising lr from 0.006 to 0.02 lowers val_bpb, through what is moved: lr (peak")
-    assert improved.changes.startswith("hypothesis restated, which did not say ")
+    assert child.hypothesis.endswith("First put as: This may well turn out to be interesting.")
+    assert improved.changes.startswith("now says what the hypothesis did not: the knob, the metric, ")
     assert review(lab, [child.id]).reviews[0].decision == "approve"
+
+
+@pytest.mark.parametrize(
+    ("claim", "restated"),
+    [
+        ("Raising lr a little leaves val_bpb equivalent.", "leaves val_bpb equivalent, through"),
+        ("Raising lr a little raises val_bpb.", "raises val_bpb, through"),
+        ("Raising lr a little makes val_bpb worse.", "raises val_bpb, through"),
+        ("Raising lr a little lowers val_bpb.", "lowers val_bpb, through"),
+    ],
+)
+def test_a_repair_claims_what_the_idea_claimed(lab: Lab, claim: str, restated: str) -> None:
+    child = improve(lab, needs_work(lab, {"lr": 0.0065}, hypothesis=claim, score=None).id).experiment
+    assert child is not None
+    assert restated in child.hypothesis
+
+
+def test_a_hypothesis_that_only_lacks_a_refutation_keeps_its_words(lab: Lab) -> None:
+    hypothesis = "Raising lr lowers val_bpb, because the run is short."
+    child = improve(lab, needs_work(lab, hypothesis=hypothesis).id).experiment
+    assert child is not None
+    assert child.hypothesis == hypothesis
+    assert "would count against it" in child.method
+
+
+def test_what_was_written_for_other_knobs_cannot_be_repaired_by_rule(lab: Lab) -> None:
+    parent = needs_work(lab)
+    lab.store.execute("UPDATE experiments SET treatment = '{\"gone\": 1}'")
+    review(lab, [parent.id])
+    with pytest.raises(RefusedError, match="no rule can do: Cannot be approved: unknown knob 'gone'"):
+        improve(lab, parent.id)
 
 
 def test_the_optimizers_bare_idea_is_approved_once_it_is_restated(lab: Lab) -> None:
