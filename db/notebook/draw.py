@@ -94,7 +94,10 @@ def draw_interval(
 
 
 def _tick(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else count(value)
+    if abs(value) >= 1000:
+        return count(value)
+
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.2g}"  # there is room for six characters
 
 
 def _mark(x: float, share: float) -> Markup:

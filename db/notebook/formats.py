@@ -63,6 +63,9 @@ def ago(stamp: str | None) -> str:
 
 def plain(value: Any) -> str:
     """A config value as one would type it."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
 
 

@@ -39,18 +39,6 @@ def prepare_jinja2_environment(env: Environment) -> None:
 
 
 @hookimpl
-def extra_css_urls(datasette: Any) -> list[str]:
-    """Our style, over Datasette's own."""
-    return [datasette.urls.path("/notebook/notebook.css")]
-
-
-@hookimpl
-def extra_js_urls(datasette: Any) -> list[dict[str, object]]:
-    """What keeps our pages fresh while something runs."""
-    return [{"url": datasette.urls.path("/notebook/live.js"), "module": True}]
-
-
-@hookimpl
 def extra_template_vars(
     table: str | None, view_name: str, request: Any, datasette: Any
 ) -> Callable[[], Awaitable[dict[str, object]]]:
