@@ -60,7 +60,7 @@ class Runner(_Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int | None, Field(ge=1, le=1024)] = None
-    """CPU threads of a training process; all cores by default."""
+    """CPU threads of a training process; half of the cores by default, so that OpenMP never spins against the rest."""
     poll_seconds: Annotated[float, Field(gt=0.0, le=60.0)] = 0.3
     sample_seconds: Annotated[float, Field(gt=0.0, le=600.0)] = 5.0
     lease_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0

@@ -19,6 +19,11 @@ from db.errors import LabError
 from db.settings import Runner as RunnerSettings
 from gpu_runner.nvml import Gpu, Nvml, NvmlError
 
+SHARE = 2
+"""Cores for each thread of a training process. OpenMP's threads spin at every barrier, so a second one on a core that
+somebody else needs (this lab's own processes, the other half of a hyperthreaded core) costs more than it brings: micro
+on 2 cores trained 29 thousand tokens/s with 1 thread, 5 to 33 thousand with 2 (benchmarks/threads.py)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -70,7 +75,7 @@ def detect_card(settings: RunnerSettings, nvml: Nvml) -> Card:
     except PackageNotFoundError:
         raise LabError("torch is not installed here; run: pip install 'blueberry-lab[runner]'") from None
 
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // SHARE)
     if settings.device == "cpu":
         return _cpu(torch, threads, "runner.device is cpu in the configuration")
 

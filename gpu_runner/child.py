@@ -113,6 +113,4 @@ class Child:
 def child_environment(card: Card) -> Mapping[str, str]:
     """What a child may see of our environment: no secrets, and no card but its own."""
     environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
-    # OpenMP's threads spin at each barrier. On cores that others use too, that made a run take 62 s instead of 17.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment | ({"CUDA_VISIBLE_DEVICES": card.key} if card.device == "cuda" else {})
