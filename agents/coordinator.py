@@ -115,7 +115,7 @@ def _improve(lab: Lab, cycle: Cycle) -> None:
         try:
             improve(lab, experiment.id)
         except RefusedError as error:  # nobody here knows a repair: that is an end, and says so
-            move_experiment(lab.store, experiment.id, "rejected", allowed=("needs_work",), reason=str(error))
+            move_experiment(lab.store, experiment.id, "rejected", allowed=["needs_work"], reason=str(error))
 
     move_cycle(lab.store, cycle.id, step="review" if _mine(lab, cycle, "suggested") else "enqueue")
 
@@ -129,7 +129,7 @@ def _enqueue(lab: Lab, cycle: Cycle) -> None:
         try:
             enqueue(lab, [experiment.id])
         except RefusedError as error:
-            move_experiment(lab.store, experiment.id, "failed", allowed=("approved",), reason=str(error))
+            move_experiment(lab.store, experiment.id, "failed", allowed=["approved"], reason=str(error))
 
     if cycle.start_runner and approved:
         start_runner(lab)

@@ -19,7 +19,7 @@ from db.queue import Queued, add_run
 from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
 from db.runners import list_runners
 from moe.config import Config, ConfigError, apply, apply_treatment, scientific
-from moe.fingerprint import fingerprint
+from moe.fingerprint import code_hash, fingerprint
 
 _STRIDE = 100
 _RANK: dict[Arm, int] = {"probe": 20, "baseline": 10, "treatment": 0}
@@ -85,6 +85,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
             "fingerprint": fingerprint("probe", treatment, hardware_class, baseline=scientific(baseline)),
             "seed": 0,
             "hardware_class": hardware_class,
+            "code": code_hash(),
             "config": treatment.model_dump(),
             "baseline": baseline.model_dump(),
             "needs_run_id": None,
@@ -190,6 +191,7 @@ def _train_values(config: Config, hardware_class: str, seed: int) -> dict[str, o
         "fingerprint": fingerprint(kind, config, hardware_class),
         "seed": seed,
         "hardware_class": hardware_class,
+        "code": code_hash(),
         "config": config.model_dump(),
         "baseline": None,
         "steps": config.steps,

@@ -41,7 +41,7 @@ class Base(BaseModel):
 
 
 class Preflight(BaseModel):
-    """What one config costs on one runner. Memory in bytes; seconds for a whole run; `problems` is empty when it may run."""
+    """What one config costs on one runner: memory in bytes, seconds for a whole run. No `problems`: it may run."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -114,6 +114,7 @@ CREATE TABLE runs (
     fingerprint TEXT NOT NULL,
     seed INTEGER NOT NULL,
     hardware_class TEXT NOT NULL,
+    code TEXT NOT NULL,
     config TEXT NOT NULL,
     baseline TEXT,
     needs_run_id INTEGER REFERENCES runs (id),

@@ -59,7 +59,7 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
     """Makes sure that a run is in the queue, or done already, and belongs to the experiment.
 
     Args:
-        values: kind, fingerprint, seed, hardware_class, config, baseline, needs_run_id, priority, steps.
+        values: kind, fingerprint, seed, hardware_class, code, config, baseline, needs_run_id, priority, steps.
 
     The same kind, fingerprint and seed is the same run: it is shared, and queued again only if it failed or was
     cancelled.

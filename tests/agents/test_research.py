@@ -68,7 +68,7 @@ def approved(lab: Lab, treatment: Mapping[str, Any], **columns: Any) -> Experime
         **columns,
     }
     experiment = add_experiment(lab.store, values)
-    move_experiment(lab.store, experiment.id, "approved", allowed=("suggested",))
+    move_experiment(lab.store, experiment.id, "approved", allowed=["suggested"])
     return get_experiment(lab.store, experiment.id)
 
 

@@ -38,6 +38,7 @@ class Filled:
             "fingerprint": "f",
             "seed": seed,
             "hardware_class": "cpu",
+            "code": "c",
             "config": {"lr": 0.02},
         }
         values |= {"baseline": None, "needs_run_id": None, "priority": 0, "steps": 40}

@@ -270,7 +270,8 @@ def test_experiment_is_judged_after_each_end_of_a_run(filled: Filled) -> None:
 
 
 def test_run_needs_an_experiment_that_exists(filled: Filled) -> None:
-    values = {"kind": "train", "fingerprint": "f", "seed": 0, "hardware_class": "cpu", "config": {}, "priority": 0}
+    values = {"kind": "train", "fingerprint": "f", "seed": 0, "hardware_class": "cpu", "code": "c", "config": {}}
+    values |= {"priority": 0}
     with pytest.raises(Exception, match="FOREIGN KEY"):
         add_run(filled.store, 999, "baseline", values)
 

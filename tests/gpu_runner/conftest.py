@@ -25,6 +25,7 @@ from db.runners import register_runner
 from gpu_runner.card import Card, detect_card
 from gpu_runner.daemon import Daemon
 from gpu_runner.nvml import Nvml
+from moe.fingerprint import code_hash
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent / "standin"
@@ -114,7 +115,13 @@ class Bench:
 
         seed = int(self.store.value("SELECT count(*) FROM runs"))
         run = {"kind": "train", "fingerprint": "f", "seed": seed, "config": {"act": act}, "baseline": None}
-        run |= {"hardware_class": self.hardware_class, "needs_run_id": None, "priority": 0, "steps": None}
+        run |= {
+            "code": code_hash(),
+            "hardware_class": self.hardware_class,
+            "needs_run_id": None,
+            "priority": 0,
+            "steps": None,
+        }
         return add_run(self.store, self.experiment_id, arm, run | values).run.id
 
     def run(self, run_id: int) -> Run:

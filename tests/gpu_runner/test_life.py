@@ -135,3 +135,10 @@ def test_garbage_among_the_metrics_is_skipped_and_told_once(bench: Bench) -> Non
     assert [row["message"] for row in told] == [
         f"run {key}: metrics.jsonl has lines that are not points; they are skipped"
     ]
+
+
+def test_run_of_other_code_is_refused_not_done_as_if_it_were_the_same(bench: Bench) -> None:
+    key = bench.enqueue("train", code="another version of moe/")
+    bench.start()
+    bench.until_status(key, "failed")
+    assert "moe/ has changed since this run was queued" in (bench.run(key).error or "")

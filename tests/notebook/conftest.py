@@ -281,6 +281,7 @@ def _run(config: dict[str, Any], seed: int) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "seed": seed,
         "hardware_class": "cpu-x86_64",
+        "code": "c",
         "config": config,
         "priority": 0,
         "steps": STEPS,
