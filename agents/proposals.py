@@ -1,4 +1,4 @@
-"""What crosses the border into the agents, from a chat assistant or a language model, validated once; what goes back."""
+"""What crosses the border into the agents, from a chat assistant or a language model, and what goes back."""
 
 from __future__ import annotations
 
