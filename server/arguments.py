@@ -46,7 +46,8 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str
         elif detail["type"] == "missing":
             problems[f"{name} is missing"] = None
         else:
-            problems[f"{name}: {detail['msg']}" if name else detail["msg"]] = None
+            said = detail["msg"].removeprefix("Value error, ")
+            problems[f"{name}: {said}" if name else said] = None
 
     shown = list(problems)[:_MOST]
     rest = len(problems) - len(shown)

@@ -189,6 +189,9 @@ def status(
 ) -> None:
     """Show the lab, or one experiment, run, task or campaign."""
     subject = {"experiment_id": experiment, "run_id": run_id, "task_id": task, "cycle_id": cycle}
+    if watch and desk.as_json:
+        raise click.UsageError("--watch is for people; programs call status --wait again and again")
+
     answer = call(status_verb, desk.lab, **subject, wait_seconds=wait, limit=limit)
     desk.show(answer)
     if not watch:

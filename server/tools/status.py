@@ -83,11 +83,12 @@ def status(
     look = _Look(lab, experiment_id=experiment_id, run_id=run_id, task_id=task_id, cycle_id=cycle_id)
     since = latest_event_id(lab.store) if since_event is None else since_event
     look.wait(since, wait_seconds)
-    events, truncated = look.events(since_event)
+    newest = latest_event_id(lab.store)
+    events, truncated = look.events(since_event, newest)
     parts = look.parts(limit)
     return Status(
         lab=str(lab.folder),
-        event_id=latest_event_id(lab.store),
+        event_id=newest,
         events=[event_line(event) for event in events],
         events_truncated=truncated,
         next=_next(parts),
@@ -125,14 +126,13 @@ class _Look:
 
             sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
-    def events(self, since: int | None) -> tuple[list[Event], bool]:
-        """The journal's lines about it: after `since`, otherwise the last ones; and whether some were left out."""
-        start = max(0, latest_event_id(self.lab.store) - _PAGE) if since is None else since
-        found = self._concerned(events_after(self.lab.store, start, limit=_PAGE))
-        if since is None:
-            return found[-_EVENTS:], False
-
-        return found[-_EVENTS:], len(found) > _EVENTS
+    def events(self, since: int | None, newest: int) -> tuple[list[Event], bool]:
+        """The journal's last lines about it, after `since` where that is given; and whether some were left out."""
+        start = max(since or 0, newest - _PAGE)
+        page = [event for event in events_after(self.lab.store, start, limit=_PAGE) if event.id <= newest]
+        found = self._concerned(page)
+        left_out = since is not None and (start > since or len(found) > _EVENTS)
+        return found[-_EVENTS:], left_out
 
     def parts(self, limit: int) -> dict[str, Any]:
         """The one part of the answer that was asked for."""

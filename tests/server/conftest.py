@@ -135,6 +135,7 @@ def put_run(lab: Lab, experiment_id: int, seed: int = 1) -> Run:
         "fingerprint": f"{experiment_id:016x}",
         "seed": seed,
         "hardware_class": RUNNER["hardware_class"],
+        "code": "c",
         "config": PRESETS["nano"].model_dump(),
         "baseline": None,
         "needs_run_id": None,

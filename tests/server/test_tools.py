@@ -129,6 +129,7 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one(session: Sessio
         ("suggest", {"proposer": "oracle"}, "proposer: Input should be 'auto'"),
         ("suggest", {"proposals": [{**IDEA, "titel": "x"}]}, "unknown argument 'proposals.0.titel'; did you mean 'tit"),
         ("suggest", {"proposals": [{**IDEA, "treatment": {}}]}, "proposals.0.treatment"),
+        ("suggest", {"proposals": [{**IDEA, "treatment": {"lr": float("inf")}}]}, "treatment.lr"),
         ("suggest", {"proposals": []}, "proposals"),
         ("review", {"experiment_id": 99_999}, "there is no experiment 99999"),
         ("review", {"experiment_id": -1}, "experiment_id: Input should be greater"),
@@ -172,9 +173,7 @@ def test_bad_input_is_refused_in_words(either: Session, name: str, arguments: di
     ],
 )
 def test_a_megabyte_is_refused_briefly(either: Session, name: str, arguments: dict[str, Any]) -> None:
-    result = either.call(name, **arguments)["refused"] if "treatment" in str(arguments)[:400] else None
-    text = json.dumps(result) if result else either.refusal(name, **arguments)
-    assert len(text) < 3000
+    assert len(either.refusal(name, **arguments)) < 3000
 
 
 def test_an_unknown_knob_is_refused_with_the_nearest(either: Session) -> None:
