@@ -13,6 +13,7 @@ from db.errors import LabError
 _Answer = TypeVar("_Answer")
 
 _MOST = 5
+_BRANCHES = frozenset({"bool", "int", "float", "str", "constrained-str"})
 
 
 class ArgumentsError(LabError):
@@ -36,22 +37,28 @@ def call(verb: Callable[..., _Answer], *arguments: Any, **options: Any) -> _Answ
 
 def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """What is wrong with a call's arguments, one clause an argument; for an unknown one the names that `model` has."""
-    problems: dict[str, None] = {}
+    problems: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False, include_context=False):
         # Where a value may be of several types, pydantic names each that it tried.
-        place = [str(part) for part in detail["loc"] if part not in ("bool", "int", "float", "str")]
+        place = [str(part) for part in detail["loc"] if part not in _BRANCHES]
         name = ".".join(place)[:80]
         if detail["type"] == "extra_forbidden":
-            problems[_unknown(name, place, model)] = None
+            said = _unknown(name, place, model)
         elif detail["type"] == "missing":
-            problems[f"{name} is missing"] = None
+            said = f"{name} is missing"
         else:
-            said = detail["msg"].removeprefix("Value error, ")
-            problems[f"{name}: {said}" if name else said] = None
+            said = f"{name}: " * bool(name) + detail["msg"].removeprefix("Value error, ")
 
-    shown = list(problems)[:_MOST]
-    rest = len(problems) - len(shown)
-    return "; ".join(shown) + (f"; and {rest} more" if rest else "")
+        problems.setdefault(name, []).append(said)
+
+    clauses = [_one_of(said) for said in problems.values()]
+    rest = len(clauses) - _MOST
+    return "; ".join(clauses[:_MOST]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _one_of(said: list[str]) -> str:
+    first, *others = dict.fromkeys(said)
+    return " or ".join([first, *(other.rpartition("Input should be ")[2] for other in others)])
 
 
 def _unknown(name: str, place: list[str], model: type[BaseModel] | None) -> str:

@@ -63,5 +63,11 @@ def test_a_starting_server_loads_nothing_heavy() -> None:
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
 
 
+def test_the_client_configuration_at_the_root_names_this_server() -> None:
+    [[name, entry]] = json.loads((ROOT / "mcp.json").read_text())["mcpServers"].items()
+    assert name == "blueberry"
+    assert entry == {"command": ".venv/bin/python", "args": ["-m", "server"], "env": {"BLUEBERRY_LAB": ".demo-lab"}}
+
+
 if __name__ == "__main__":
     SNAPSHOT.write_text(json.dumps(surface(), indent=1, ensure_ascii=False) + "\n")

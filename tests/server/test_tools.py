@@ -130,6 +130,11 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one(session: Sessio
         ("suggest", {"proposals": [{**IDEA, "titel": "x"}]}, "unknown argument 'proposals.0.titel'; did you mean 'tit"),
         ("suggest", {"proposals": [{**IDEA, "treatment": {}}]}, "proposals.0.treatment"),
         ("suggest", {"proposals": [{**IDEA, "treatment": {"lr": float("inf")}}]}, "treatment.lr"),
+        (
+            "suggest",
+            {"proposals": [{**IDEA, "treatment": {"lr": None}}]},
+            "boolean or a valid integer or a valid number",
+        ),
         ("suggest", {"proposals": []}, "proposals"),
         ("review", {"experiment_id": 99_999}, "there is no experiment 99999"),
         ("review", {"experiment_id": -1}, "experiment_id: Input should be greater"),
