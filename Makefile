@@ -15,7 +15,8 @@ INSTALLED := .venv/.installed
 demo: install
 	@mkdir -p "$(LAB)"
 	@test -e "$(LAB)/blueberry.toml" || cp docs/demo-lab.toml "$(LAB)/blueberry.toml"
-	@$(BIN)/blueberry --lab "$(LAB)" auto-research --count 5 --max-cycles 1 --start-runner
+	@$(BIN)/blueberry --lab "$(LAB)" auto-research --count 4 --max-cycles 1 --start-runner
+	@$(BIN)/blueberry --lab "$(LAB)" runner stop >/dev/null
 
 browse: install
 	@$(BIN)/python -m db.notebook "$(LAB)"
