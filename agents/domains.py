@@ -6,7 +6,7 @@ focus_areas = ["learning rate", "batch size"]
 knobs = ["lr", "batch_size"]
 weight = 1.0
 
-[[interventions]]                 # the catalog: what the literature has tried
+[[interventions]]                 # the catalog: what the literature makes worth trying
 title = "A tenth of the learning rate"
 focus_area = "learning rate"
 hypothesis = "..."
@@ -56,7 +56,10 @@ class Relative(_Toml):
 
 
 class Intervention(_Toml):
-    """One thing that the literature has tried, and what it found."""
+    """One thing worth trying by the literature, and what to expect of it here.
+
+    expect, size and prior are the catalog's own judgement for a small budget; `method` says what the source found.
+    """
 
     title: Annotated[str, Field(min_length=3, max_length=200)]
     focus_area: Annotated[str | None, Field(max_length=120)] = None

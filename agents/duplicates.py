@@ -1,6 +1,6 @@
 """Has this been asked before? Shared knobs and full-text search shortlist; structured fields alone decide.
 
-Texts never decide: "raise X" and "lower X" are .95 alike by embedding, and half of the true duplicates are under .48.
+Texts never decide: "raise X" and "lower X" read nearly alike, and the same idea can be told in other words.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _REFUTATIONS = r"count(s|ed)? against|refut|falsif|disprov|would contradict|outs
 
 
 class Prior(BaseModel):
-    """What the literature says of the same move."""
+    """What the catalog expects of the same move, and the literature that it has that from."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -107,7 +107,9 @@ def _impact(facts: Facts) -> Criterion:
 
     if facts.prior:
         size = f" ({facts.prior.size})" if facts.prior.size else ""
-        return Criterion(_IMPACT[facts.prior.size], f"{facts.prior.source} suggests: {facts.prior.expect}{size}")
+        return Criterion(
+            _IMPACT[facts.prior.size], f"the catalog expects {facts.prior.expect}{size}, after {facts.prior.source}"
+        )
 
     return Criterion(_UNKNOWN_IMPACT, "neither the catalog nor the lab's verdicts say anything of this move")
 

@@ -2,10 +2,10 @@
 
 Tokens are sorted by expert, so that each expert is two plain matrix products over a contiguous slice; cuBLAS and the
 CPU's GEMM do the rest. The stacks are unbound once per forward: indexing them in a loop would zero-fill a whole stack's
-gradient for every expert (3.6 times slower at 64 experts). One host sync a layer, for the slice sizes.
+gradient for every expert (about 3 times slower at 64 experts). One host sync a layer, for the slice sizes.
 
-No fused kernels: a T4 has no Triton tl.dot, and F.grouped_mm is a loop there. tests/moe/test_experts.py holds this
-against a slow reference.
+No fused kernels: Triton and F.grouped_mm are documented for compute capability 8.0 and up, a T4 has 7.5, and without a
+kernel for the card F.grouped_mm is the same loop. tests/moe/test_experts.py holds this against a slow reference.
 
 N tokens, K experts a token, A = N * K assignments, E experts, D d_model, F d_expert.
 """

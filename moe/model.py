@@ -27,7 +27,7 @@ from moe.config import Config
 from moe.experts import Experts
 from moe.routing import Routing, route
 
-NORM_EPS = 1e-6  # Llama 1, arXiv:2302.13971
+NORM_EPS = 1e-6  # as in the released checkpoints of Llama 1
 
 
 class Output(NamedTuple):
@@ -173,7 +173,7 @@ def rotate(x_BHTW: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 def sum_nats(x_ND: Tensor, embedding_VD: Tensor, targets_N: Tensor, chunk: int = LOGITS_CHUNK) -> Tensor:
     """Total cross entropy in nats, holding at most `chunk` logits at once and recomputing them in the backward.
 
-    With 49,152 words the logits of a T4's micro-batch would take 7 GB at once.
+    With 49,152 words the logits of the t4 preset's micro-batch, their softmax and their gradient take 7 GB at once.
     """
     rows = max(1, chunk // len(embedding_VD))
     if len(x_ND) <= rows:

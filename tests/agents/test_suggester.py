@@ -65,7 +65,8 @@ def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
         "guard_metric": None,
         "guard_margin": None,
         "proposer": "catalog",
-        "source": "Small-scale proxies for training instabilities (learning rate sensitivity), arXiv:2309.14322",
+        "source": "Scaling optimal LR across token horizons, arXiv:2409.19913; Small-scale proxies for large-scale "
+        "Transformer training instabilities, arXiv:2309.14322",
         "parent_id": None,
         "revision": 0,
         "cycle_id": None,
