@@ -22,7 +22,7 @@ browse: install
 	@$(BIN)/python -m db.notebook "$(LAB)"
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

@@ -21,10 +21,10 @@ from statistics import fmean
 from scipy.special import stdtrit
 
 from agents.planner import add_pairs, configs_of
-from db.experiments import add_verdict, latest_verdict, move_experiment
+from db.experiments import add_verdict, latest_verdict, mark_judged, move_experiment
 from db.lab import Lab
 from db.queries import Pair, comparable_pairs, experiment_seconds, pairs, probe_runs
-from db.queue import cancel_experiment_runs, mark_judged
+from db.queue import cancel_experiment_runs
 from db.records import ENDED_RUN, Direction, Experiment, ExperimentStatus, Run, Verdict, Word
 from moe.accounting import account
 

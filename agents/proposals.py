@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from db.records import Experiment, Review
 
+KnobName = Annotated[str, Field(max_length=100)]
+KnobText = Annotated[str, Field(max_length=100)]
 Score = Annotated[float, Field(ge=1.0, le=10.0)]
 
 
@@ -33,7 +35,7 @@ class Proposal(BaseModel):
     ]
     focus_area: Annotated[str | None, Field(max_length=120, description="part of the domain")] = None
     treatment: Annotated[
-        dict[str, bool | int | float | str],
+        dict[KnobName, bool | int | Annotated[float, Field(allow_inf_nan=False)] | KnobText],
         Field(min_length=1, max_length=12, description='config overrides over the baseline, such as {"top_k": 1}'),
     ]
     source: Annotated[str | None, Field(max_length=500, description="paper or document that the idea is from")] = None

@@ -182,6 +182,35 @@ def final_verdicts(store: Store, *, limit: int = 10_000) -> list[tuple[Experimen
     return pairs
 
 
+def experiments_to_judge(store: Store) -> list[Experiment]:
+    """Open experiments of which a run has ended since they were judged last, oldest first."""
+    rows = store.rows(
+        """
+        SELECT experiments.* FROM experiments
+        WHERE experiments.status IN ('queued', 'running') AND experiments.judged_runs != (
+            SELECT count(*) FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+            WHERE experiment_runs.experiment_id = experiments.id
+              AND runs.status IN ('completed', 'pruned', 'failed', 'cancelled'))
+        ORDER BY experiments.id
+        """
+    )
+    return [Experiment.of(row) for row in rows]
+
+
+def mark_judged(store: Store, experiment_id: int) -> None:
+    """Notes that all runs of the experiment that have ended by now were weighed."""
+    store.execute(
+        """
+        UPDATE experiments SET judged_runs = (
+            SELECT count(*) FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+            WHERE experiment_runs.experiment_id = experiments.id
+              AND runs.status IN ('completed', 'pruned', 'failed', 'cancelled'))
+        WHERE id = ?
+        """,
+        (experiment_id,),
+    )
+
+
 def put_insight(
     store: Store,
     *,

@@ -95,7 +95,7 @@ def spawn_module(
     environment["PYTHONPATH"] = os.pathsep.join([*paths, *([] if root in paths else [root])])
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],  # -P: no folder of the caller's can stand in for ours
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

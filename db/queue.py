@@ -14,7 +14,7 @@ from typing import Any, Literal
 from db.clock import Instant, utc_now
 from db.errors import FencedError, NotFoundError
 from db.events import add_event
-from db.records import Arm, Attempt, Experiment, Run, Runner
+from db.records import Arm, Attempt, Run, Runner
 from db.store import Store, to_column
 
 
@@ -309,35 +309,6 @@ def count_queued(store: Store, hardware_class: str | None = None) -> int:
             "SELECT count(*) FROM runs WHERE status = 'queued' AND (:class IS NULL OR hardware_class = :class)",
             {"class": hardware_class},
         )
-    )
-
-
-def experiments_to_judge(store: Store) -> list[Experiment]:
-    """Open experiments of which a run has ended since they were judged last, oldest first."""
-    rows = store.rows(
-        """
-        SELECT experiments.* FROM experiments
-        WHERE experiments.status IN ('queued', 'running') AND experiments.judged_runs != (
-            SELECT count(*) FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-            WHERE experiment_runs.experiment_id = experiments.id
-              AND runs.status IN ('completed', 'pruned', 'failed', 'cancelled'))
-        ORDER BY experiments.id
-        """
-    )
-    return [Experiment.of(row) for row in rows]
-
-
-def mark_judged(store: Store, experiment_id: int) -> None:
-    """Notes that all runs of the experiment that have ended by now were weighed."""
-    store.execute(
-        """
-        UPDATE experiments SET judged_runs = (
-            SELECT count(*) FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-            WHERE experiment_runs.experiment_id = experiments.id
-              AND runs.status IN ('completed', 'pruned', 'failed', 'cancelled'))
-        WHERE id = ?
-        """,
-        (experiment_id,),
     )
 
 

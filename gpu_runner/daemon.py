@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from db.clock import Instant
 from db.errors import FencedError, LabUnusableError
 from db.events import add_event
+from db.experiments import experiments_to_judge
 from db.lab import Lab
 from db.processes import FileLock
 from db.queue import (
@@ -29,7 +30,6 @@ from db.queue import (
     adopt_attempt,
     claim_run,
     count_queued,
-    experiments_to_judge,
     finish_attempt,
     get_run,
     ingest,
@@ -259,7 +259,7 @@ class Daemon:
         if run.code != code_hash():
             stale = Outcome(status="failed", error=_STALE)
             finish_attempt(self.store, attempt, stale, max_failures=1)
-            self._mind.due = True
+            self.mind.due = True
             return
 
         request = {

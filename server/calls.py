@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from agents.mind import answer
-from agents.proposals import Proposal
+from agents.answers import answer
 from db.lab import Lab
 from db.records import Task
 
 PATIENCE_SECONDS = 20.0
 """How long a verb waits for the agents over MCP, all its steps together. The command line waits longer."""
-
-_LONGEST = 100
 
 IdempotencyKey = Annotated[
     str | None,
@@ -28,21 +24,6 @@ IdempotencyKey = Annotated[
         "picks up an answer that was still being worked on",
     ),
 ]
-
-
-def _storable(proposal: Proposal) -> Proposal:
-    for name, value in proposal.treatment.items():
-        if len(name) > _LONGEST or (isinstance(value, str) and len(value) > _LONGEST):
-            raise ValueError(f"names and texts in treatment have at most {_LONGEST} characters")
-
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"treatment.{name} must be a finite number")
-
-    return proposal
-
-
-OwnProposal = Annotated[Proposal, AfterValidator(_storable)]
-"""A proposal as a caller gives it."""
 
 
 class Asking:

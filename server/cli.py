@@ -13,8 +13,8 @@ from typing import Any, get_args
 import click
 from pydantic import ValidationError
 
+from agents.answers import wake
 from agents.coordinator import start_cycle
-from agents.mind import wake
 from agents.proposals import Proposal
 from db.events import latest_event_id
 from db.experiments import get_experiment, latest_verdict, list_experiments

@@ -12,8 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
+from agents.answers import wake
 from agents.hands import is_alive
-from agents.mind import wake
 from db.events import events_after, latest_event_id
 from db.lab import Lab
 from db.queries import Overview, overview

@@ -46,7 +46,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
     folder = tmp_path / "lab"
     folder.mkdir()
-    (folder.folder / "blueberry.toml").write_text(
+    (folder / "blueberry.toml").write_text(
         'preset = "nano"\n[runner]\ndevice = "cpu"\nlease_seconds = 2\npoll_seconds = 0.1\n'
     )
     made = Lab(folder)

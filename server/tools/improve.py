@@ -12,7 +12,7 @@ from agents.proposals import Improved, Improvements, Proposal
 from db.errors import RefusedError
 from db.experiments import get_experiment, list_experiments
 from db.lab import Lab
-from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey, OwnProposal
+from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey
 from server.views import StillWorking, SuggestedLine, View, cut, still_working, suggested_line
 
 
@@ -45,7 +45,7 @@ def improve(
     ] = None,
     limit: Annotated[int, Field(ge=1, le=10, description="without experiment_id: how many")] = 5,
     revision: Annotated[
-        OwnProposal | None, Field(description="your own improved version of it; needs experiment_id")
+        Proposal | None, Field(description="your own improved version of it; needs experiment_id")
     ] = None,
     idempotency_key: IdempotencyKey = None,
     patience: float = PATIENCE_SECONDS,

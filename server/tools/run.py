@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from agents.answers import wake
 from agents.hands import start_runner, stop_runners
-from agents.mind import wake
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment
 from db.lab import Lab

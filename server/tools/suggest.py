@@ -8,12 +8,12 @@ from pydantic import Field
 
 from agents.llm import has_model
 from agents.planner import Plan, Plans
-from agents.proposals import Refusal, Reviewed, Suggested
+from agents.proposals import Proposal, Refusal, Reviewed, Suggested
 from agents.suggester import brief
 from db.errors import RefusedError
 from db.experiments import get_experiment
 from db.lab import Lab
-from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey, OwnProposal
+from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey
 from server.views import (
     ReviewView,
     StillWorking,
@@ -56,7 +56,7 @@ def suggest(
         Field(description="who has the ideas; auto: a language model where the lab has a key, else the other two"),
     ] = "auto",
     proposals: Annotated[
-        list[OwnProposal] | None,
+        list[Proposal] | None,
         Field(min_length=1, max_length=10, description="your own ideas; count and proposer are then of no account"),
     ] = None,
     add_to_queue: Annotated[

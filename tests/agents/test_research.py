@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agents import mind
+from agents.answers import answer
 from agents.coordinator import start_cycle
 from agents.planner import enqueue
 from db.clock import now
@@ -293,17 +294,17 @@ def test_the_same_key_is_the_same_call(lab: Lab, runner: Runner) -> None:
         "domain": "optimization",
         "treatment": {"lr": 1e-3},
     }
-    first = mind.answer(lab, "suggest", {"proposals": [proposal]}, idempotency_key="one")
-    second = mind.answer(lab, "suggest", {"proposals": [proposal]}, idempotency_key="one")
+    first = answer(lab, "suggest", {"proposals": [proposal]}, idempotency_key="one")
+    second = answer(lab, "suggest", {"proposals": [proposal]}, idempotency_key="one")
     assert first == second
     assert len(list_experiments(lab.store)) == 1
     with pytest.raises(RefusedError, match="was used for another"):
-        mind.answer(lab, "suggest", {"proposals": [{**proposal, "title": "another"}]}, idempotency_key="one")
+        answer(lab, "suggest", {"proposals": [{**proposal, "title": "another"}]}, idempotency_key="one")
 
 
 def test_a_refused_call_leaves_nothing_behind(lab: Lab) -> None:
     with pytest.raises(RefusedError, match=r"title.*at least 3"):
-        mind.answer(lab, "suggest", {"proposals": [{"title": "x"}]}, idempotency_key="bad")
+        answer(lab, "suggest", {"proposals": [{"title": "x"}]}, idempotency_key="bad")
 
     assert lab.store.rows("SELECT * FROM tasks") == []
 

@@ -12,7 +12,7 @@ import pytest
 
 from db.clock import Instant
 from db.errors import FencedError, NotFoundError
-from db.experiments import get_experiment, move_experiment
+from db.experiments import experiments_to_judge, get_experiment, mark_judged, move_experiment
 from db.lab import Lab
 from db.queries import curve, metric_names, running_runs
 from db.queue import (
@@ -23,14 +23,12 @@ from db.queue import (
     cancel_experiment_runs,
     claim_run,
     count_queued,
-    experiments_to_judge,
     finish_attempt,
     get_attempt,
     get_run,
     ingest,
     live_attempts,
     lose_attempt,
-    mark_judged,
     prioritize_experiment,
     put_back,
 )

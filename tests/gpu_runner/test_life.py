@@ -138,7 +138,10 @@ def test_garbage_among_the_metrics_is_skipped_and_told_once(bench: Bench) -> Non
 
 
 def test_run_of_other_code_is_refused_not_done_as_if_it_were_the_same(bench: Bench) -> None:
-    key = bench.enqueue("train", code="another version of moe/")
+    stale = bench.enqueue("train", code="another version of moe/")
+    sound = bench.enqueue("train")
     bench.start()
-    bench.until_status(key, "failed")
-    assert "moe/ has changed since this run was queued" in (bench.run(key).error or "")
+    bench.until_status(sound, "completed")
+    run = bench.run(stale)
+    assert (run.status, run.failures) == ("failed", 1)
+    assert "moe/ has changed since this run was queued" in (run.error or "")
