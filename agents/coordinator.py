@@ -60,7 +60,7 @@ def start_cycle(
                 "start_runner": start_runner,
             },
         )
-        add_event(lab.store, "cycle", f"campaign {cycle.id} began: {wanted} ideas a round, {max_cycles} rounds")
+        add_event(lab.store, "cycle", f"campaign {cycle.id} began: {wanted} ideas a round, {_rounds(max_cycles)}")
         return cycle
 
 
@@ -148,7 +148,11 @@ def _learn(lab: Lab, cycle: Cycle) -> None:
             move_cycle(lab.store, cycle.id, step="suggest", round=cycle.round + 1)
         else:
             move_cycle(lab.store, cycle.id, step="end", status="done")
-            add_event(lab.store, "cycle", f"campaign {cycle.id} is done after {cycle.round} rounds")
+            add_event(lab.store, "cycle", f"campaign {cycle.id} is done after {_rounds(cycle.round)}")
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round{'s' * (count != 1)}"
 
 
 def _mine(lab: Lab, cycle: Cycle, status: ExperimentStatus | None = None) -> list[Experiment]:

@@ -32,8 +32,8 @@ ALPHA = 0.05
 """Chance that one experiment whose treatment does nothing is ever called improved or worse."""
 
 METHOD = (
-    "paired by seed; Student's t on the mean difference, its deviation pooled over the class; "
-    "95 % over all looks (error spent as 6/(pi k)^2)"
+    "Paired by seed; Student's t on the mean difference, its deviation pooled over the class; "
+    "95 % over all looks (error spent as 6/(pi k)^2)."
 )
 
 

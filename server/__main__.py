@@ -36,6 +36,7 @@ def serve(folder: Path) -> None:
 
 
 def _log_to(folder: Path) -> None:
+    logging.raiseExceptions = False  # a log that cannot be written (disk full) is no matter for the call
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     words = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
