@@ -8,7 +8,8 @@ from agents.treatments import show
 from db.experiments import latest_verdict, list_experiments, list_insights
 from db.lab import Lab
 from db.records import Experiment
-from moe.config import KNOBS, Knob
+from moe.config import KNOBS
+from moe.knobs import Knob
 
 _TRIED_MOST = 40
 _TITLE_MOST = 70

@@ -33,7 +33,8 @@ from agents.proposals import Proposal
 from agents.treatments import changes_of, describe
 from db.errors import RefusedError, SettingsError
 from db.lab import Lab
-from moe.config import KNOBS, Config, ConfigError, Value, apply_treatment
+from moe.config import KNOBS, Config, ConfigError, apply_treatment
+from moe.knobs import Value
 
 _BUILT_IN = Path(__file__).parent / "domains"
 

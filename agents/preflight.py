@@ -16,7 +16,8 @@ from db.queries import flops_per_second, seconds_around_training
 from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
-from moe.config import PRESETS, Config, ConfigError, apply
+from moe.config import Config, ConfigError, apply
+from moe.presets import PRESETS
 
 Precision = Literal["fp32", "fp16"]
 

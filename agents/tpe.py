@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from moe.config import KNOBS, Config, Value
+from moe.config import KNOBS, Config
+from moe.knobs import Value
 
 RANDOM_BELOW = 6
 """Rows below which a draw is random."""

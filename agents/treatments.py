@@ -13,7 +13,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from db.records import Experiment
-from moe.config import KNOBS, PRESETS, Config, Knob, Value, apply, scientific
+from moe.config import KNOBS, Config, apply, scientific
+from moe.knobs import Knob, Value
+from moe.presets import PRESETS
 
 RESOLUTION = 0.05
 """Moves of a smaller part of the search range are lost in the spread between seeds (a factor of 1.33 for lr)."""

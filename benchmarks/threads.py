@@ -15,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from moe.config import PRESETS, apply
+from moe.config import apply
+from moe.presets import PRESETS
 
 ROUNDS = 3
 TOKENS = 61_440

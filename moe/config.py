@@ -16,55 +16,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-ActsOn = Literal["loss", "gradient", "schedule", "evaluation", "memory", "speed"]
-Role = Literal["science", "budget", "evaluation", "machine"]
-Value = bool | int | float | str | None
+from moe.knobs import Acts, Knob, Search, Value
 
 
 class ConfigError(ValueError):
     """A config that cannot be: names each field at fault, its bound, and the nearest known name. Raised by apply()."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Acts:
-    """What a field acts on, who may change it, where it comes from, and how it is searched."""
-
-    on: ActsOn
-    source: str
-    role: Role = "science"
-    search: Search | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """The part of a knob's range worth searching; `choices` for categories, otherwise low..high."""
-
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    choices: tuple[Value, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knob:
-    """One field of Config, described for proposers, tools and people."""
-
-    name: str
-    type: Literal["bool", "int", "float", "str"]
-    description: str
-    acts_on: ActsOn
-    role: Role
-    source: str
-    low: float | None
-    high: float | None
-    choices: tuple[Value, ...]
-    search: Search | None
 
 
 class Config(BaseModel):
@@ -355,82 +316,6 @@ def _describe(name: str) -> Knob:
 
 KNOBS: Mapping[str, Knob] = MappingProxyType({name: _describe(name) for name in Config.model_fields})
 """Every field of Config by name."""
-
-_NANO = Config(
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    seq_len=64,
-    rope_base=10_000.0,
-    init_std=0.1,
-    num_experts=4,
-    top_k=2,
-    d_expert=32,
-    expert_kind="swiglu",
-    normalize_gates=True,
-    load_balance_weight=0.01,
-    router_z_weight=0.001,
-    routing_group=1,
-    corpus="wikipedia",
-    tokenizer="byte",
-    vocab_size=256,
-    lr=1e-2,
-    min_lr_ratio=0.1,
-    warmup_fraction=0.1,
-    weight_decay=0.1,
-    beta1=0.9,
-    beta2=0.95,
-    grad_clip=1.0,
-    batch_size=8,
-    budget_tokens=64 * 8 * 40,
-    eval_tokens=4096,
-    progress_evals=2,
-    micro_batch_size=8,
-)
-
-PRESETS: Mapping[str, Config] = MappingProxyType(
-    {
-        "nano": _NANO,
-        # Narrow models want wider initial weights: GPT-2's 0.02 costs this one 0.07 to 0.20 bits per byte (3 seeds).
-        "micro": _NANO.model_copy(
-            update={
-                "d_model": 64,
-                "num_experts": 8,
-                "d_expert": 128,
-                "init_std": 0.06,
-                "lr": 6e-3,
-                "budget_tokens": 64 * 8 * 1000,
-                "eval_tokens": 65_536,
-                "progress_evals": 8,
-            }
-        ),
-        # The Blueberry model: 79.1 M parameters, tied embeddings, two-matrix experts.
-        "t4": _NANO.model_copy(
-            update={
-                "d_model": 384,
-                "n_layers": 6,
-                "n_heads": 8,
-                "seq_len": 512,
-                "num_experts": 8,
-                "d_expert": 1536,
-                "expert_kind": "mlp",
-                "tokenizer": "bpe",
-                "vocab_size": 49_152,
-                "init_std": 0.02,
-                "lr": 1e-3,
-                "batch_size": 96,
-                "micro_batch_size": 24,
-                "budget_tokens": 512 * 96 * 400,
-                "eval_tokens": 49_152,
-                "progress_evals": 10,
-            }
-        ),
-    }
-)
-"""nano: tests, under 2 s a run; micro: one CPU thread, about 20 s a run; t4: the Blueberry configuration."""
-
-for _preset in PRESETS.values():  # model_copy does not validate
-    Config.model_validate(_preset.model_dump())
 
 
 def apply(base: Config, overrides: Mapping[str, Any]) -> Config:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from moe.accounting import peak_memory_bytes
-from moe.config import ActsOn, Config
+from moe.config import Config
 from moe.data import batch, prepare
+from moe.knobs import ActsOn
 from moe.model import MoE
 from moe.optim import build_optimizer, learning_rate, progress_of, set_learning_rate
 from moe.rundir import resolve_precision

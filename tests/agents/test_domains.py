@@ -11,7 +11,8 @@ from agents.domains import Relative, get_domain, in_order, load_domains
 from agents.preflight import preflight
 from db.errors import RefusedError, SettingsError
 from db.lab import Lab
-from moe.config import PRESETS, apply_treatment
+from moe.config import apply_treatment
+from moe.presets import PRESETS
 
 MINIMAL = """
 title = "Mine"

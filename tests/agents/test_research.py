@@ -27,7 +27,8 @@ from db.queue import Claim, Outcome, claim_run, finish_attempt
 from db.records import Experiment, Runner
 from db.runners import register_runner
 from db.tasks import get_cycle
-from moe.config import PRESETS, Config
+from moe.config import Config
+from moe.presets import PRESETS
 
 Scorer = Callable[[Config, int], float | None]
 """val_bpb of a config and seed; None for a run that diverges."""

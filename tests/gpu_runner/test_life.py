@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from db.queries import curve
 from db.queue import cancel_experiment_runs
 from db.runners import list_runners
-from moe.config import PRESETS
+from moe.presets import PRESETS
 
 if TYPE_CHECKING:
     from tests.gpu_runner.conftest import Bench

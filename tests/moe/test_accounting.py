@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe.accounting import CONTEXT_BYTES, account, activation_bytes, fit_micro_batch, peak_memory_bytes
-from moe.config import PRESETS, Config, apply
+from moe.config import Config, apply
 from moe.model import MoE
+from moe.presets import PRESETS
 
 NANO = PRESETS["nano"]
 VARIANTS: dict[str, dict[str, Any]] = {

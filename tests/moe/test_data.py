@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from moe import corpus
-from moe.config import PRESETS, Config, apply
+from moe.config import Config, apply
 from moe.corpus import CorpusError, load_documents, overlap, split_documents, split_of
 from moe.data import Data, batch, prepare, windows
+from moe.presets import PRESETS
 
 NANO = PRESETS["nano"]
 BPE = apply(NANO, {"tokenizer": "bpe", "vocab_size": 512})

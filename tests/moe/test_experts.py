@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe.config import PRESETS, apply
+from moe.config import apply
 from moe.experts import Experts
+from moe.presets import PRESETS
 from moe.routing import Routing, route
 
 CASES: list[dict[str, Any]] = [

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from moe.config import PRESETS, apply
+from moe.config import apply
 from moe.data import prepare
+from moe.presets import PRESETS
 from moe.rundir import Request
 from moe.train import Trainer
 

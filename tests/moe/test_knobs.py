@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from moe.accounting import peak_memory_bytes
-from moe.config import KNOBS, PRESETS, Config, ConfigError, Value, apply
+from moe.config import KNOBS, Config, ConfigError, apply
 from moe.data import batch, prepare
 from moe.evaluate import score_tokens
+from moe.knobs import Value
+from moe.presets import PRESETS
 from moe.rundir import Request, resolve_precision
 from moe.train import Trainer
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe.config import PRESETS, Config, apply
+from moe.config import Config, apply
 from moe.model import Attention, MoE, sum_nats
 from moe.observe import build
+from moe.presets import PRESETS
 from moe.probe import LEAK, future_leak
 
 NANO = apply(PRESETS["nano"], {"seq_len": 32})

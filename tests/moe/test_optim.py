@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from moe.config import PRESETS, apply
+from moe.config import apply
 from moe.model import MoE
 from moe.optim import build_optimizer, learning_rate, progress_of
+from moe.presets import PRESETS
 
 CONFIG = apply(PRESETS["nano"], {"lr": 0.01, "min_lr_ratio": 0.1, "warmup_fraction": 0.2})
 

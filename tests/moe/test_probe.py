@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from moe.accounting import account, peak_memory_bytes
-from moe.config import KNOBS, PRESETS, Config, apply
+from moe.config import KNOBS, Config, apply
+from moe.presets import PRESETS
 from moe.probe import isolate, probe
 from moe.rundir import run_in
 from moe.standin import stand_in

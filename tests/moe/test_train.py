@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from moe.accounting import account, peak_memory_bytes
-from moe.config import PRESETS, apply
+from moe.config import apply
 from moe.evaluate import evaluate
+from moe.presets import PRESETS
 from moe.rundir import describe_failure, run_in
 from moe.train import train
 

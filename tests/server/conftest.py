@@ -26,7 +26,7 @@ from db.processes import FileLock
 from db.queue import add_run
 from db.records import Experiment, Run
 from db.runners import register_runner
-from moe.config import PRESETS
+from moe.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = 'preset = "nano"\n'
