@@ -18,6 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+_CHILDREN: list[subprocess.Popen[bytes]] = []
+"""What spawn_module() started. Nobody waits for a process that is to outlive us; here the dead ones are reaped."""
+
 
 class FileLock:
     """An exclusive lock on a file, held until close() and by every process that inherited its descriptor."""
@@ -93,8 +96,9 @@ def spawn_module(
     root = str(Path(__file__).parents[1])
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     environment["PYTHONPATH"] = os.pathsep.join([*paths, *([] if root in paths else [root])])
+    _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
     with log.open("ab") as out:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],  # -P: no folder of the caller's can stand in for ours
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -104,6 +108,9 @@ def spawn_module(
             cwd=cwd,
             env=environment,
         )
+
+    _CHILDREN.append(child)
+    return child
 
 
 def kill_session(leader: int) -> None:

@@ -88,7 +88,7 @@ def test_two_processes_prepare_at_once_where_a_third_was_killed(tmp_path: Path, 
     half_made.mkdir(parents=True)
     (half_made / "val.bin").write_bytes(b"torn")
     code = (
-        "import sys; from pathlib import Path; from moe.config import PRESETS; from moe.data import prepare\n"
+        "import sys; from pathlib import Path; from moe.presets import PRESETS; from moe.data import prepare\n"
         "print(prepare(PRESETS['nano'], Path(sys.argv[1])).tokens['train'].astype(int).sum())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "data")]
