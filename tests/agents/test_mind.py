@@ -28,6 +28,14 @@ IDEA = {
     "source": None,
 }
 
+ASKED: dict[str, object] = {
+    "count": 1,
+    "domain": None,
+    "focus_area": None,
+    "proposer": "auto",
+    "proposals": [],
+}
+
 
 @pytest.fixture
 def mind_ends(lab: Lab, model: ScriptedModel) -> Callable[[], None]:
@@ -39,13 +47,12 @@ def test_a_slow_answer_becomes_a_handle_and_the_same_key_picks_it_up(
     lab: Lab, model: ScriptedModel, mind_ends: Callable[[], None]
 ) -> None:
     model.says({"proposals": [IDEA]}, delay=1.5)
-    arguments = {"count": 1, "domain": None, "focus_area": None, "proposer": "auto", "proposals": []}
     begin = time.monotonic()
-    handle = answer(lab, "suggest", arguments, idempotency_key="slow", wait_seconds=0.2)
+    handle = answer(lab, "suggest", ASKED, idempotency_key="slow", wait_seconds=0.2)
     assert time.monotonic() - begin < 1.5
     assert handle.status in ("queued", "running")
 
-    done = answer(lab, "suggest", arguments, idempotency_key="slow", wait_seconds=20)
+    done = answer(lab, "suggest", ASKED, idempotency_key="slow", wait_seconds=20)
     assert (done.id, done.status) == (handle.id, "done")
     (experiment,) = list_experiments(lab.store)
     assert (experiment.proposer, experiment.treatment) == ("llm", {"lr": 0.0006})
@@ -59,14 +66,13 @@ def test_a_mind_killed_in_mid_answer_is_charged_once_and_never_repeats_the_call_
     lab: Lab, model: ScriptedModel, mind_ends: Callable[[], None]
 ) -> None:
     model.says({"proposals": [IDEA]}, delay=3.0)
-    arguments = {"count": 1, "domain": None, "focus_area": None, "proposer": "auto", "proposals": []}
-    handle = answer(lab, "suggest", arguments, idempotency_key="doomed", wait_seconds=0.0)
+    handle = answer(lab, "suggest", ASKED, idempotency_key="doomed", wait_seconds=0.0)
     until(lambda: bool(model.requests))
     os.kill(mind_of(lab), signal.SIGKILL)
     mind_ends()
 
     with pytest.raises(RefusedError, match="mind process was killed"):
-        answer(lab, "suggest", arguments, idempotency_key="doomed", wait_seconds=20)
+        answer(lab, "suggest", ASKED, idempotency_key="doomed", wait_seconds=20)
 
     assert get_task(lab.store, handle.id).status == "failed"
     assert len(model.requests) == 1
