@@ -24,10 +24,22 @@ def register(lab: Lab, *, wait_seconds: float = 10.0) -> Runner:
     Raises:
         RefusedError: the look failed; the message holds what it said.
     """
-    runner = target_runner(lab)
-    if runner is not None:
-        return runner
+    if target_runner(lab) is None:
+        look_for_card(lab, wait_seconds=wait_seconds)
 
+    runner = target_runner(lab)
+    if runner is None:
+        raise RefusedError(f"no runner could be registered; see {lab.log('register')}")
+
+    return runner
+
+
+def look_for_card(lab: Lab, *, wait_seconds: float = 10.0) -> str:
+    """Has a short child process look what card is there and write it down; returns its last words.
+
+    Raises:
+        RefusedError: the look failed; the message holds what it said.
+    """
     log = lab.log("register")
     start = log.stat().st_size if log.exists() else 0
     child = spawn_module("gpu_runner", [str(lab.folder), "--register"], log=log)
@@ -40,12 +52,12 @@ def register(lab: Lab, *, wait_seconds: float = 10.0) -> Runner:
             f"looking for a card took more than {wait_seconds:.0f} s and was given up; see {log}"
         ) from None
 
-    runner = target_runner(lab)
-    if runner is None:
-        said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-        raise RefusedError(f"no runner could be registered: {said[-1] if said else 'no reason given'}; see {log}")
+    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+    said = lines[-1] if lines else "no reason given"
+    if child.returncode != 0:
+        raise RefusedError(f"no runner could be registered: {said}; see {log}")
 
-    return runner
+    return said
 
 
 def target_runner(lab: Lab) -> Runner | None:

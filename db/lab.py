@@ -1,6 +1,6 @@
 """A lab: one folder that holds all of a user's research.
 
-lab.db  blueberry.toml  .env  domains/  runs/  data/  logs/  locks/
+lab.db  blueberry.toml  .env  domains/  runs/  data/  logs/  locks/  backups/
 """
 
 from __future__ import annotations
@@ -81,9 +81,14 @@ class Lab:
 
     def lock(self, name: str) -> Path:
         """The lock file of that name."""
-        return self.folder / "locks" / f"{name}.lock"
+        return lock_file(self.folder, name)
+
+
+def lock_file(folder: Path, name: str) -> Path:
+    """The lock file of that name in the lab in `folder`."""
+    return folder / "locks" / f"{name}.lock"
 
 
 def lab_folder(named: str | None) -> Path:
     """The folder that `--lab` names, otherwise BLUEBERRY_LAB, otherwise ~/.blueberry."""
-    return Path(named or os.environ.get("BLUEBERRY_LAB") or "~/.blueberry")
+    return Path(named or os.environ.get("BLUEBERRY_LAB") or "~/.blueberry").expanduser().absolute()

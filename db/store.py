@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite3 where installed
@@ -41,7 +42,8 @@ class Store:
         self.read_only = read_only
         with self._explained():
             if read_only:
-                connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+                address = f"file:{quote(str(path))}?mode=ro"
+                connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)
             else:
                 connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
 
@@ -115,17 +117,25 @@ class Store:
         """A number that changes when another connection has committed."""
         return int(self.value("PRAGMA data_version"))
 
-    def _migrate(self) -> None:
+    def pending(self) -> list[str]:
+        """The migrations that the file lacks.
+
+        Raises:
+            LabUnusableError: it has some that this Blueberry does not know.
+        """
         applied = (
-            {row["name"] for row in self.rows("SELECT name FROM _sqlite_migrations")} if self._is_migrated() else ()
+            {row["name"] for row in self.rows("SELECT name FROM _sqlite_migrations")} if self._is_migrated() else set()
         )
-        known = _known_migrations()
-        if unknown := sorted(set(applied) - known):
+        if unknown := sorted(applied - _known_migrations()):
             raise LabUnusableError(
                 f"{self.path} was written by a newer Blueberry ({', '.join(unknown)}); update this installation"
             )
 
-        if set(applied) == known:
+        return sorted(_known_migrations() - applied)
+
+    def _migrate(self) -> None:
+        # A restored backup, or what .recover saved, is not in WAL mode.
+        if not self.pending() and self.value("PRAGMA journal_mode") == "wal":
             return
 
         # Four processes that migrate at once fail often; the lock makes it one after the other.

@@ -116,7 +116,8 @@ class StrictTool(Tool):
         _LOG.error("%s failed", self.name, exc_info=cause or error)
         return (
             f"{self.name} met an internal error ({type(cause or error).__name__}), which is a bug in Blueberry and "
-            "not in your call; the lab is intact. The traceback is in logs/server.log of the lab"
+            "not in your call; the lab is intact. The traceback is in logs/server.log of the lab; `blueberry doctor`, "
+            "in a terminal, looks for a cause"
         )
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -18,12 +17,13 @@ from agents.coordinator import start_cycle
 from agents.proposals import Proposal
 from db.events import latest_event_id
 from db.experiments import get_experiment, latest_verdict, list_experiments
-from db.export import export_lab
 from db.records import ENDED_EXPERIMENT, ExperimentStatus
 from db.runners import list_runners
 from db.tasks import get_cycle
 from server.arguments import ArgumentsError, call, explain
+from server.copies import backup, export
 from server.desk import FAILED, INTERRUPTED, Desk, verb, where_to_go
+from server.doctor import doctor
 from server.show import experiment_table, runner_table, verdict_table
 from server.tools.enqueue import enqueue
 from server.tools.improve import improve_many
@@ -39,6 +39,7 @@ PATIENCE_SECONDS = 300.0
 _EPILOG = """\b
 Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 an agent is still
 working on it; 130 interrupted (what was begun goes on).
+When something is wrong: blueberry doctor.
 The lab is --lab, otherwise BLUEBERRY_LAB, otherwise ~/.blueberry.
 With --json, stdout is one JSON document; an error is {"error": "..."}.
 """
@@ -230,21 +231,9 @@ def cancel(desk: Desk, experiment: int) -> None:
     desk.show(run_verb(desk.lab, action="cancel", experiment_id=experiment))
 
 
-@verb(blueberry)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("blueberry-export.jsonl"),
-    show_default=True,
-    help="A file ending in .jsonl, or a folder for CSV files.",
-)
-def export(desk: Desk, output: Path) -> None:
-    """Write the whole lab as JSON Lines or CSV, without secrets."""
-    key = desk.lab.openrouter.api_key
-    counts = export_lab(desk.lab.store, output, secret=key.get_secret_value() if key else None)
-    rows = sum(counts.values())
-    desk.console.print(f"wrote {rows} rows of {len(counts)} tables to {output}")
-    desk.say({"output": str(output), "rows": counts})
+verb(blueberry)(export)
+verb(blueberry)(backup)
+verb(blueberry)(doctor)
 
 
 @verb(blueberry, "auto-research")
