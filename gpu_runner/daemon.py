@@ -46,6 +46,7 @@ from gpu_runner.metrics import NewLines, read_new_lines
 from gpu_runner.mind import MindWaker
 from gpu_runner.nvml import Nvml
 from gpu_runner.outcome import read_outcome
+from gpu_runner.resume import drop_checkpoints, drop_ended, find_earlier
 from gpu_runner.sampler import Sampler
 from gpu_runner.shim import GRACE_SECONDS
 from moe.fingerprint import code_hash
@@ -91,6 +92,7 @@ class Daemon:
         self.runner = register_runner(self.store, card.columns())
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
+        drop_ended(self.store, lab.runs_folder)
         self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
         self._claimable = True
@@ -237,6 +239,9 @@ class Daemon:
             self._losses += 1
             self._claim_after = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 
+        if run.status != "queued":
+            drop_checkpoints(self.lab.runs_folder, run.id, before=held.attempt.token + 1)
+
         self._release(held)
         self.mind.due = True
         _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
@@ -262,6 +267,7 @@ class Daemon:
             self.mind.due = True
             return
 
+        earlier = find_earlier(self.lab.runs_folder, run.id, attempt.token)
         request = {
             "kind": run.kind,
             "config": run.config,
@@ -271,6 +277,7 @@ class Daemon:
             "threads": self.card.threads,
             "data_dir": str(self.lab.data_folder),
             "split": "val",
+            "resume": None if earlier is None else str(earlier),
         }
         lease = self.settings.lease_seconds
         try:
@@ -295,7 +302,8 @@ class Daemon:
         if child.pid is not None:
             set_pid(self.store, attempt, child.pid)
 
-        _LOG.info("run %d (%s, seed %d) started as attempt %d", run.id, run.kind, run.seed, attempt.id)
+        how = "" if earlier is None else f", from the checkpoint of {earlier.name}"
+        _LOG.info("run %d (%s, seed %d) started as attempt %d%s", run.id, run.kind, run.seed, attempt.id, how)
 
     def _release(self, held: Held) -> None:
         del self.held[held.attempt.id]

@@ -1,10 +1,10 @@
 """Train one model: `python -m moe.train DIR`, where DIR holds config.json (moe/README.md).
 
 Appends to metrics.jsonl as it goes; leaves checkpoint.pt and train.json. The seed determines everything: on a CPU, with
-a budget in tokens and a fixed number of threads, the same seed gives the same bits. On CUDA kernels may differ in
-the last bits.
+a budget in tokens and a fixed number of threads, the same seed gives the same bits, also when the run was killed and
+resumed (moe/checkpoint.py). On CUDA kernels may differ in the last bits.
 
-What this does not do: resume a run, grade itself (moe/evaluate.py does; val_bpb here is a curve over a small part of
+What this does not do: grade itself (moe/evaluate.py does; val_bpb here is a curve over a small part of
 val), or choose the micro-batch (pre-flight does, with moe/accounting.py).
 """
 
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from moe.accounting import account
+from moe.checkpoint import Checkpoints, end_by_sigterm, noting_sigterm
 from moe.config import Config, scientific
 from moe.data import Data, batch, prepare
 from moe.evaluate import load_statistics, score_tokens
@@ -46,6 +48,10 @@ PROGRESS_TOKENS = 8192  # of val, for the curve; the score uses eval_tokens
 POINTS = 20  # metric lines a run at least, evenly spaced (fewer only if there are fewer steps)
 POINT_SECONDS = 1.0  # and at least one a second
 
+# What a Trainer resumes with: plain numbers, and its parts that have a state_dict().
+COUNTERS = ("step", "tokens", "seconds", "evals_done", "points_done", "last_point")
+PARTS = ("model", "optimizer", "scaler")
+
 
 def train(directory: Path) -> None:
     """Train as config.json asks."""
@@ -57,10 +63,20 @@ def train(directory: Path) -> None:
     precision = resolve_precision(request.config, device)
     data = prepare(request.config, request.data_dir)
     trainer = Trainer(request, data, device)
-    with (directory / "metrics.jsonl").open("a") as file:
-        for point in trainer.run():
+    checkpoints = Checkpoints(directory, request)
+    if request.resume is not None and (state := checkpoints.resume(request.resume)):
+        trainer.restore(state)
+
+    with (directory / "metrics.jsonl").open("a") as file, noting_sigterm() as signals:
+        for point in trainer.run(signals):
             file.write(json.dumps(point, allow_nan=False) + "\n")
             file.flush()
+            if checkpoints.fits(signals[0]) if signals else checkpoints.due(trainer.seconds):
+                os.fsync(file.fileno())  # a checkpoint promises the points up to its step
+                checkpoints.save(trainer.state())
+
+            if signals:
+                end_by_sigterm()
 
     checkpoint = {"model": trainer.model.state_dict(), "config": scientific(request.config), "seed": request.seed}
     write_atomically(directory / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
@@ -92,6 +108,9 @@ class Trainer:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    evals_done: int = 0
+    points_done: int = 0
+    last_point: float = -math.inf
     model: MoE = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,13 +122,28 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config)
         self.scaler = torch.GradScaler(self.device.type, enabled=self.half)
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
+        """All that decides how training goes on. The data's position is the step."""
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        return counters | parts
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
+
+    def run(self, signals: Sequence[object] = ()) -> Iterator[dict[str, Any]]:
         """Train through the budget, yielding points of metrics.jsonl: first, last, and enough between.
+
+        Between two steps of this iterator state() is whole. As soon as there is anything in `signals`, the next
+        training step yields a point.
 
         Raises:
             NonFiniteError: the loss, a gradient or the final weights are not finite.
         """
-        evals_done, points_done, last_point = 0, 0, -math.inf
         progress = progress_of(self.config, self.step, self.seconds)
         while progress < 1.0:
             started = time.perf_counter()
@@ -122,16 +156,16 @@ class Trainer:
             progress = progress_of(self.config, self.step, self.seconds)
             evals_due = math.floor(min(1.0, progress) * self.config.progress_evals)
             points_due = math.floor(min(1.0, progress) * POINTS)
-            due = evals_due > evals_done or points_due > points_done
-            if not due and self.seconds - last_point < POINT_SECONDS:
+            due = evals_due > self.evals_done or points_due > self.points_done or bool(signals)
+            if not due and self.seconds - self.last_point < POINT_SECONDS:
                 continue
 
             values["tokens_per_second"] = self.config.batch_size * self.config.seq_len / took
-            if evals_due > evals_done:
+            if evals_due > self.evals_done:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
                 values["val_bpb"] = score_tokens(self.model, self.data, "val", n_tokens, self.device).bits_per_byte
 
-            evals_done, points_done, last_point = evals_due, points_due, self.seconds
+            self.evals_done, self.points_done, self.last_point = evals_due, points_due, self.seconds
             yield {
                 "step": self.step,
                 "tokens": self.tokens,

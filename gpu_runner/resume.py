@@ -1,0 +1,50 @@
+"""What a killed attempt left for the next one to go on from: `resume-STEP.pt` in its run directory (moe/README.md).
+
+Attempts of a run lie in runs/RUN-TOKEN with ever higher tokens. A later one takes the checkpoint that it resumes from
+over, so the newest directory that has any is the only one that counts, and checkpoints go when their run has ended.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from db.errors import NotFoundError
+from db.processes import is_locked
+from db.queue import get_run
+from db.store import Store
+
+_CHECKPOINTS = "resume-*.pt"
+_TORN = ".resume-*.tmp"
+
+
+def find_earlier(runs_folder: Path, run_id: int, token: int) -> Path | None:
+    """The newest attempt before `token` that left a checkpoint and of which no process lives; drops those before it."""
+    for earlier in range(token - 1, 0, -1):
+        directory = runs_folder / f"{run_id}-{earlier}"
+        if any(directory.glob(_CHECKPOINTS)) and not is_locked(directory / "lock"):
+            drop_checkpoints(runs_folder, run_id, earlier)
+            return directory
+
+    return None
+
+
+def drop_checkpoints(runs_folder: Path, run_id: int, before: int) -> None:
+    """Deletes the checkpoints of a run's attempts before token `before`."""
+    for token in range(1, before):
+        _drop(runs_folder / f"{run_id}-{token}")
+
+
+def drop_ended(store: Store, runs_folder: Path) -> None:
+    """Deletes the checkpoints of all runs that have ended: what a daemon left that died while it settled one."""
+    for directory in {path.parent for path in runs_folder.glob(f"*/{_CHECKPOINTS}")}:
+        with suppress(NotFoundError, ValueError):  # a folder that is not ours
+            if get_run(store, int(directory.name.partition("-")[0])).status not in ("queued", "running"):
+                _drop(directory)
+
+
+def _drop(directory: Path) -> None:
+    for pattern in (_CHECKPOINTS, _TORN):
+        for path in directory.glob(pattern):
+            with suppress(OSError):  # on a read-only disk it stays
+                path.unlink()
