@@ -22,7 +22,8 @@ from gpu_runner.nvml import Gpu, Nvml, NvmlError
 SHARE = 2
 """Cores for each thread of a training process. OpenMP's threads spin at every barrier, so a second one on a core that
 somebody else needs (this lab's own processes, the other half of a hyperthreaded core) costs more than it brings: micro
-on 2 cores trained 29 thousand tokens/s with 1 thread, 5 to 33 thousand with 2 (benchmarks/threads.py)."""
+on 2 cores trained 30 thousand tokens/s with 1 thread; with 2, 39 thousand alone and 9 thousand beside a busy process
+(benchmarks/threads.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
