@@ -17,7 +17,7 @@ def _run(db: Database, script: str) -> None:
 def m001_lab(db: Database) -> None:
     """Everything that the lab remembers."""
     _run(db, _TABLES)
-    db["experiments"].enable_fts(["title", "hypothesis", "method", "treatment"], create_triggers=True)  # type: ignore[union-attr]
+    db["experiments"].enable_fts(["title", "hypothesis", "method", "treatment"], create_triggers=True)  # type: ignore[union-attr]  # a table, no view
     _run(db, _VIEWS)
 
 
