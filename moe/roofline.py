@@ -1,0 +1,183 @@
+"""How fast a card trains a config, and where the time goes: from the config alone, without a card and without torch.
+
+    speed(PRESETS["t4"]).tokens_per_second
+
+A micro-batch takes what the card computes, or what the host needs to launch it if that is longer; an optimizer step
+adds the passes over weights and moments, and a fixed cost (Williams et al. 2009, doi:10.1145/1498765.1498785, with a
+launch cost). FLOPs, parameters and the bytes that autograd keeps come from moe/accounting.py; what a card makes of them
+was fitted to a thousand measurements on a T4 of another, dense model, which `python -m benchmarks.t4_speed` repeats
+and prints with its errors; what our model asks for was counted by `python -m benchmarks.kernels`. No mixture of experts
+has been timed on a T4 yet.
+
+Left out: uneven load of the experts, the host waiting once a layer for their loads, and data loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from moe.accounting import LOGITS_CHUNK, account, activation_bytes
+from moe.config import Config
+
+Precision = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardModel:
+    """What a card and its host sustain. Rates in units a second; `matmul_flops` is that of endless products.
+
+    Products whose narrowest dimension is `half_width` run at half of that rate, wider ones at more.
+    """
+
+    name: str
+    matmul_flops: Mapping[Precision, float]
+    half_width: Mapping[Precision, float]
+    bytes_per_second: float
+    launch_seconds: float
+    step_seconds: float
+    watts: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """Matrix products of one kind: FLOPs, bytes of operands and results, and the narrowest of their dimensions."""
+
+    flops: float
+    bytes_moved: float
+    width: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one optimizer step asks of card and host; all but the last two fields are those of one micro-batch.
+
+    `bytes_moved` is what everything but matrix products reads and writes; `launches` counts kernels.
+    """
+
+    body: tuple[Products, ...]
+    head: tuple[Products, ...]
+    bytes_moved: float
+    launches: float
+    micro_batches: int
+    optimizer_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Predicted speed, and the seconds of one optimizer step by what they go to; `step` is their sum.
+
+    `waiting` is time in which the card has nothing to do, because the host has not launched it yet.
+    """
+
+    tokens_per_second: float
+    joules_per_token: float
+    step: float
+    body: float
+    head: float
+    elementwise: float
+    waiting: float
+    optimizer: float
+    fixed: float
+
+
+T4 = CardModel(
+    name="Tesla T4",
+    matmul_flops={"fp32": 3.42e12, "fp16": 23.7e12},
+    half_width={"fp32": 30.4, "fp16": 187.0},
+    bytes_per_second=254e9,
+    launch_seconds=34.5e-6,
+    step_seconds=7.1e-3,
+    watts=69.7,
+)
+"""Fitted by benchmarks/t4_speed.py. Its nominal 65 (fp32: 8.1) TFLOP/s and 320 GB/s do not last within 70 W.
+
+The launch time is that of the host it was measured on, with PyTorch in eager mode.
+"""
+
+RECOMPUTED = 4 / 3
+"""What is computed twice in the forward pass costs a third more: the backward is two forwards."""
+
+KEPT_PASSES: Mapping[Precision, float] = {"fp32": 7.0, "fp16": 9.3}
+"""Bytes moved for each byte that autograd keeps: eager PyTorch reads and writes every intermediate (counted)."""
+
+WEIGHT_BYTES: Mapping[Precision, float] = {"fp32": 7.5, "fp16": 15.8}
+"""Bytes moved for each parameter and micro-batch: gradients of stacks; in fp16 also casts there and back (counted)."""
+
+LOGIT_BYTES: Mapping[Precision, float] = {"fp32": 32.0, "fp16": 44.0}
+"""Bytes moved for each logit: log-softmax, its gradient, in fp16 also casts (counted)."""
+
+OPTIMIZER_BYTES: Mapping[Precision, float] = {"fp32": 40.0, "fp16": 48.0}
+"""Bytes moved for each parameter and step: fused AdamW 28, the norm and clipping 12, unscaling 8."""
+
+MODEL_LAUNCHES: Mapping[Precision, float] = {"fp32": 60.0, "fp16": 68.0}
+LAYER_LAUNCHES: Mapping[Precision, float] = {"fp32": 169.0, "fp16": 183.0}
+EXPERT_LAUNCHES: Mapping[Precision, float] = {"fp32": 8.0, "fp16": 8.0}
+"""Kernels of a micro-batch, both ways: of the model around its layers, of a layer, of an expert (counted)."""
+
+
+def speed(config: Config, card: CardModel = T4) -> Speed:
+    """What `card` makes of `config` at its micro-batch; fp16 unless the config says fp32, as on every CUDA card."""
+    precision: Precision = "fp32" if config.precision == "fp32" else "fp16"
+    return predict(work_of(config, precision), config.batch_size * config.seq_len, precision, card)
+
+
+def work_of(config: Config, precision: Precision) -> Work:
+    """What one optimizer step of moe/train.py asks for."""
+    tokens = config.micro_batch_size * config.seq_len
+    cost = account(config)
+    head = config.vocab_size * config.d_model
+    size = 4 if precision == "fp32" else 2
+    logits = tokens * config.vocab_size
+    head_again = RECOMPUTED if logits > LOGITS_CHUNK else 1.0  # logits in chunks are not kept
+    return Work(
+        body=(
+            Products(
+                flops=(cost.flops_per_token - 6 * head) * tokens,
+                bytes_moved=4 * size * (cost.parameters - head),  # weights three times, and their gradients
+                width=min(config.d_model, config.d_expert, tokens * config.top_k / config.num_experts),
+            ),
+        ),
+        head=(
+            Products(
+                flops=head_again * 6 * head * tokens,
+                bytes_moved=4 * size * (head + logits),
+                width=min(config.d_model, tokens),
+            ),
+        ),
+        bytes_moved=KEPT_PASSES[precision] * activation_bytes(config, precision)
+        + WEIGHT_BYTES[precision] * cost.parameters
+        + head_again * LOGIT_BYTES[precision] * logits,
+        launches=MODEL_LAUNCHES[precision]
+        + config.n_layers * (LAYER_LAUNCHES[precision] + config.num_experts * EXPERT_LAUNCHES[precision]),
+        micro_batches=config.batch_size // config.micro_batch_size,
+        optimizer_bytes=OPTIMIZER_BYTES[precision] * cost.parameters,
+    )
+
+
+def predict(work: Work, tokens: float, precision: Precision, card: CardModel) -> Speed:
+    """The time of `work`, an optimizer step over `tokens` tokens."""
+    body = work.micro_batches * sum(_seconds(products, precision, card) for products in work.body)
+    head = work.micro_batches * sum(_seconds(products, precision, card) for products in work.head)
+    elementwise = work.micro_batches * work.bytes_moved / card.bytes_per_second
+    launching = work.micro_batches * work.launches * card.launch_seconds
+    waiting = max(0.0, launching - body - head - elementwise)
+    optimizer = work.optimizer_bytes / card.bytes_per_second
+    step = body + head + elementwise + waiting + optimizer + card.step_seconds
+    return Speed(
+        tokens_per_second=tokens / step,
+        joules_per_token=card.watts * step / tokens,
+        step=step,
+        body=body,
+        head=head,
+        elementwise=elementwise,
+        waiting=waiting,
+        optimizer=optimizer,
+        fixed=card.step_seconds,
+    )
+
+
+def _seconds(products: Products, precision: Precision, card: CardModel) -> float:
+    rate = card.matmul_flops[precision] / (1 + card.half_width[precision] / products.width)
+    return max(products.flops / rate, products.bytes_moved / card.bytes_per_second)

@@ -1,0 +1,103 @@
+"""The roofline: equal to closed forms on ideal cards, and to what was measured on a T4 within a few percent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+
+import pytest
+
+from benchmarks.t4_speed import DATA, FITTED, energy_errors, fit, held_out, predicted_memory, read, relative_errors
+from moe.accounting import account
+from moe.config import Config, apply
+from moe.presets import PRESETS
+from moe.roofline import RECOMPUTED, T4, Precision, speed
+
+ROWS = read(DATA)
+IDEAL = dataclasses.replace(
+    T4,
+    matmul_flops={"fp32": 1e12, "fp16": 8e12},
+    half_width={"fp32": 0.0, "fp16": 0.0},
+    bytes_per_second=math.inf,
+    launch_seconds=0.0,
+    step_seconds=0.0,
+)
+CONFIGS = dict(PRESETS) | {
+    "fine-grained": apply(PRESETS["t4"], {"num_experts": 64, "top_k": 8, "d_expert": 384}),
+    "fp32": apply(PRESETS["t4"], {"precision": "fp32"}),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_card_without_limits_but_its_products_needs_what_they_need(config: Config) -> None:
+    rate = 1e12 if config.precision == "fp32" else 8e12
+    chunked = config.vocab_size > 256  # their logits do not fit into one chunk, and are computed twice
+    again = (RECOMPUTED - 1) * 6 * config.vocab_size * config.d_model if chunked else 0
+    ideal = speed(config, IDEAL)
+    assert ideal.tokens_per_second == pytest.approx(rate / (account(config).flops_per_token + again))
+    assert ideal.waiting == ideal.elementwise == ideal.optimizer == ideal.fixed == 0.0
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_the_parts_of_a_step_are_the_whole(config: Config) -> None:
+    its = speed(config)
+    parts = (its.body, its.head, its.elementwise, its.waiting, its.optimizer, its.fixed)
+    assert its.step == pytest.approx(sum(parts))
+    assert its.step * its.tokens_per_second == pytest.approx(config.batch_size * config.seq_len)
+    assert its.joules_per_token * its.tokens_per_second == pytest.approx(T4.watts)
+
+
+def test_small_models_wait_for_the_host_and_the_t4_preset_never_does() -> None:
+    assert speed(PRESETS["micro"]).waiting > speed(PRESETS["micro"]).step / 2
+    assert speed(PRESETS["t4"]).waiting == 0.0
+    assert speed(apply(PRESETS["t4"], {"micro_batch_size": 1})).waiting > 0.0
+
+
+def test_what_costs_more_is_slower() -> None:
+    t4 = speed(PRESETS["t4"]).tokens_per_second
+    for changes in (
+        {"n_layers": 12},
+        {"top_k": 4},
+        {"d_expert": 768, "top_k": 4},  # as many FLOPs, more to gather
+        {"num_experts": 64, "micro_batch_size": 1},
+        {"precision": "fp32"},
+    ):
+        assert speed(apply(PRESETS["t4"], changes)).tokens_per_second < t4
+
+
+def test_the_constants_are_those_that_the_measurements_give() -> None:
+    fitted = fit([row for row in ROWS if not held_out(row)])
+    for name in (*FITTED, "watts"):
+        assert getattr(fitted, name) == pytest.approx(getattr(T4, name), rel=0.02), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_configurations_left_out_of_the_fit_are_predicted(precision: Precision) -> None:
+    errors = relative_errors([row for row in ROWS if held_out(row) and row.precision == precision], T4)
+    assert len(errors) > 60
+    assert statistics.median(errors) < 0.04
+    assert statistics.quantiles(errors, n=10)[-1] < 0.08
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_energy_follows(precision: Precision) -> None:
+    assert statistics.median(energy_errors([row for row in ROWS if row.precision == precision], T4)) < 0.05
+
+
+def test_the_measured_model_is_known_to_the_parameter() -> None:
+    # In fp32, four more layers cost 16 bytes for each of their parameters and nothing else.
+    memory = {row.shape: row.memory_gib * 2**30 for row in ROWS if row.precision == "fp32"}
+    deeper = [shape for shape in memory if shape.layers == 12 and shape._replace(layers=8) in memory]
+    assert len(deeper) > 30
+    for shape in deeper:
+        per_layer = (memory[shape] - memory[shape._replace(layers=8)]) / 16 / 4
+        assert per_layer == pytest.approx(shape.layer_parameters, abs=10)  # of 6, 11 or 22 million
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_its_peak_memory_is_the_highest_of_three(precision: Precision) -> None:
+    rows = [row for row in ROWS if row.precision == precision]
+    errors = [abs(predicted_memory(row.shape, precision) / 2**30 / row.memory_gib - 1) for row in rows]
+    assert statistics.median(errors) < 0.02
+    assert max(errors) < 0.06
