@@ -6,7 +6,6 @@ A treatment over a limit of gpu_optimization is refused with the number, never c
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,9 +16,8 @@ from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
 from moe.config import Config, ConfigError, apply
+from moe.precision import Precision
 from moe.presets import PRESETS
-
-Precision = Literal["fp32", "fp16"]
 
 T4_FLOPS = 13e12
 """Training FLOP/s expected of a T4 in fp16 before one has been measured (reference: 20 % of its nominal 65 TFLOP/s)."""
@@ -76,7 +74,7 @@ def base_of(lab: Lab) -> Base:
 def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
     """Accounts for `config` on `runner`; without one, for a CPU of this machine's size, without a memory limit."""
     limits = lab.settings.gpu_optimization
-    precision: Precision = runner.precision if runner else "fp32"
+    precision = precision_for(config, runner)
     available = int(runner.memory_bytes * limits.memory_safety_margin) if runner else None
     problems = [
         f"{name}={value} is over the limit {limit} ({key} in gpu_optimization)"
@@ -112,6 +110,14 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
         seconds=seconds,
         problems=problems,
     )
+
+
+def precision_for(config: Config, runner: Runner | None) -> Precision:
+    """What the config is computed in on a runner: its own precision, or for auto the runner's."""
+    if config.precision != "auto":
+        return config.precision
+
+    return runner.precision if runner else "fp32"
 
 
 def _micro_batch(config: Config, available: int | None, precision: Precision, most: int) -> int | None:

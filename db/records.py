@@ -118,7 +118,7 @@ class Runner(Record):
     device: Literal["cpu", "cuda"]
     device_name: str
     device_key: str
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     torch: str
     hardware_class: str
     memory_bytes: int

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from db.errors import LabError
 from db.settings import Runner as RunnerSettings
 from gpu_runner.nvml import Gpu, Nvml, NvmlError
+from moe.precision import Precision, precision_on
 
 SHARE = 2
 """Cores for each thread of a training process. OpenMP's threads spin at every barrier, so a second one on a core that
@@ -39,9 +40,9 @@ class Card:
     message: str
 
     @property
-    def precision(self) -> Literal["fp32", "fp16"]:
+    def precision(self) -> Precision:
         """What a config with precision auto trains in on this device."""
-        return "fp16" if self.device == "cuda" else "fp32"
+        return precision_on(self.device, "auto")
 
     @property
     def hardware_class(self) -> str:

@@ -15,15 +15,16 @@ Letters: D d_model, L n_layers, T seq_len, V vocab_size, E num_experts, K top_k,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from moe.config import Config
+from moe.precision import BYTES, Precision
+from moe.space.experts import GATED
 
 LOGITS_CHUNK = 2**25
 """Logits held at once, in elements: moe/model.py computes the loss in chunks of this many (128 MiB in fp32)."""
 
-CONTEXT_BYTES = {"fp32": 350 * 2**20, "fp16": 700 * 2**20}
-"""Memory before the first tensor. fp32: resident torch on CPU (measured, 2.13); fp16: a CUDA context on a T4."""
+CONTEXT_BYTES = {"fp32": 350 * 2**20, "bf16": 350 * 2**20, "fp16": 700 * 2**20}
+"""Memory before the first tensor: resident torch on a CPU (measured, 2.13); fp16: a CUDA context on a T4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,53 +38,89 @@ class Account:
 
 
 def account(config: Config) -> Account:
-    """Count parameters, the part of them that one token meets, and training FLOPs."""
-    d, layers = config.d_model, config.n_layers
-    expert = (3 if config.expert_kind == "swiglu" else 2) * d * config.d_expert
-    matrices = layers * (4 * d * d + d * config.num_experts) + config.vocab_size * d  # attention, router, tied head
-    norms = (2 * layers + 1) * d
-    active_matrices = matrices + layers * config.top_k * expert
+    """Count parameters, the part of them that one token meets, and training FLOPs.
+
+    With expert choice a token meets `top_k` experts on average. Capacity that drops tokens is not subtracted: padded
+    or dropped, the card computes it.
+    """
+    d, layers, mixtures = config.d_model, config.n_layers, sum(config.moe_layers)
+    matrices = layers * attention_parameters(config) + config.vocab_size * d  # and the head, tied or not
+    matrices += mixtures * (router_parameters(config) + config.num_shared_experts * expert_parameters(config))
+    matrices += (layers - mixtures) * _feed_forward(config, config.dense_width)
+    norms = (2 * layers + 1) * d + (2 * layers * d // config.n_heads if config.qk_norm else 0)
+    unembedded = 0 if config.tie_embeddings else config.vocab_size * d
+    active_matrices = matrices + mixtures * config.top_k * expert_parameters(config)
 
     # Backward costs twice the forward. A token attends to (T + 1) / 2 keys on average, in two products of width D.
     attention = 6 * layers * d * (config.seq_len + 1)
     flops_per_token = 6 * active_matrices + attention
-    tokens = None if config.steps is None else config.steps * config.batch_size * config.seq_len
+    tokens = None if config.sequences is None else config.sequences * config.seq_len
     return Account(
-        parameters=matrices + norms + layers * config.num_experts * expert,
-        active_parameters=active_matrices + norms,
+        parameters=matrices + norms + unembedded + mixtures * config.num_experts * expert_parameters(config),
+        active_parameters=active_matrices + norms + unembedded,
         flops_per_token=flops_per_token,
         flops=None if tokens is None else tokens * flops_per_token,
     )
 
 
-def activation_bytes(config: Config, precision: Literal["fp32", "fp16"]) -> int:
+def expert_parameters(config: Config) -> int:
+    """Of one expert of one layer."""
+    return _feed_forward(config, config.d_expert)
+
+
+def attention_parameters(config: Config) -> int:
+    """Of the matrices of one layer's attention."""
+    return config.d_model * config.d_model // config.n_heads * 2 * (config.n_heads + config.kv_heads)
+
+
+def router_parameters(config: Config) -> int:
+    """Of one layer's router."""
+    if config.routing == "hash":
+        return 0
+
+    noisy = config.noisy_top_k and config.routing == "token_choice"
+    return (2 if noisy else 1) * config.num_experts * config.d_model
+
+
+def activation_bytes(config: Config, precision: Precision) -> int:
     """Bytes that the forward pass of one micro-batch keeps for the backward, without the logits.
 
-    In fp16 the residual stream, the norms and the router stay in fp32, as in moe/model.py.
+    In fp16 and bf16 the residual stream, the norms and the router stay in fp32, as in moe/layers.py.
     """
-    d, k, f = config.d_model, config.top_k, config.d_expert
-    low = 4 if precision == "fp32" else 2
-    hidden = 4 * f if config.expert_kind == "swiglu" else 2 * f
-    attention = 4 * 2 * d + low * 8 * d  # residual, norm; qkv, rotated q and k, output and its transpose
-    routing = 4 * 2 * d + 4 * 3 * config.num_experts + 24 * k
-    experts = low * k * (2 * d + hidden)  # gathered inputs, hidden layer, outputs
-    return config.micro_batch_size * config.seq_len * config.n_layers * (attention + routing + experts)
+    d, low = config.d_model, BYTES[precision]
+    layers = [_layer_bytes(config, low, mixture=mixture) for mixture in config.moe_layers]
+    if config.activation_checkpointing:  # the input of each block, and all of the one that is computed again
+        return config.micro_batch_size * config.seq_len * (4 * d * len(layers) + max(layers))
+
+    return config.micro_batch_size * config.seq_len * sum(layers)
 
 
-def peak_memory_bytes(config: Config, precision: Literal["fp32", "fp16"]) -> int:
+def peak_memory_bytes(config: Config, precision: Precision) -> int:
     """An estimate of a training process's peak memory at the config's micro-batch.
 
-    On a card for fp16, in resident memory for fp32. Weights, gradients and both AdamW moments are fp32; fp16 adds
-    a copy of the weights.
+    On a card for fp16, in resident memory otherwise. Weights, gradients and AdamW's two moments are fp32 (Muon has
+    one); lower precision adds a copy of the weights, an average another in fp32.
     """
     tokens = config.micro_batch_size * config.seq_len
     logits = min(tokens * config.vocab_size, max(LOGITS_CHUNK, config.vocab_size))
     head = 12 * tokens * config.d_model + 4 * config.vocab_size * config.d_model
-    states = account(config).parameters * (16 if precision == "fp32" else 18)
+    cost = account(config).parameters
+    states = cost * (16 + (0 if precision == "fp32" else 2) + (4 if config.ema_decay > 0.0 else 0))
+    if config.optimizer == "muon":
+        states -= 4 * muon_parameters(config)
+
     return states + activation_bytes(config, precision) + 12 * logits + head + CONTEXT_BYTES[precision]
 
 
-def fit_micro_batch(config: Config, memory_bytes: int, precision: Literal["fp32", "fp16"]) -> int | None:
+def muon_parameters(config: Config) -> int:
+    """Of the matrices that Muon takes: attention, experts and dense layers."""
+    mixtures = sum(config.moe_layers)
+    experts = mixtures * (config.num_experts + config.num_shared_experts) * expert_parameters(config)
+    dense = (config.n_layers - mixtures) * _feed_forward(config, config.dense_width)
+    return config.n_layers * attention_parameters(config) + experts + dense
+
+
+def fit_micro_batch(config: Config, memory_bytes: int, precision: Precision) -> int | None:
     """The largest micro-batch, at most the config's, that computes the same gradients within `memory_bytes`."""
     for size in range(config.micro_batch_size, 0, -1):
         if config.batch_size % size or size % config.routing_group:
@@ -94,3 +131,24 @@ def fit_micro_batch(config: Config, memory_bytes: int, precision: Literal["fp32"
             return size
 
     return None
+
+
+def _feed_forward(config: Config, width: int) -> int:
+    return (3 if config.expert_kind in GATED else 2) * config.d_model * width
+
+
+def _layer_bytes(config: Config, low: int, *, mixture: bool) -> int:
+    # Of one layer, a token.
+    d, k, f = config.d_model, config.top_k, config.d_expert
+    shared = config.num_shared_experts * f if mixture else config.dense_width
+    width = d + 2 * d // config.n_heads * config.kv_heads  # queries, keys and values
+    hidden = 4 if config.expert_kind in GATED else 2
+    attention = 4 * 2 * d + low * (
+        2 * width + 2 * d
+    )  # residual, norm; qkv before and after rotation, output, transpose
+    feed_forward = low * hidden * shared
+    if not mixture:
+        return attention + feed_forward
+
+    routing = 4 * 2 * d + 4 * 3 * config.num_experts + 24 * k
+    return attention + feed_forward + routing + low * k * (2 * d + hidden * f)  # gathered inputs, hidden, outputs

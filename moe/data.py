@@ -5,10 +5,10 @@ whole, by a rename under a file lock, so any number of processes may prepare at 
 matches its sidecar and is rebuilt.
 
     data = prepare(config, Path("data"))
-    tokens_BT, targets_BT = batch(data["train"], config, seed=0, step=7)
+    tokens_BT, targets_BT = batch(data.tokens["train"], config, seed=0, first=56, size=8)
 
-A batch is a function of seed and step alone. Sequences are numbered through a run, whatever the batch size, so every
-treatment with the same seq_len reads the same sequences in the same order.
+A batch is a function of the seed and of its sequences' numbers alone. Sequences are numbered through a run, whatever
+the batch size, so every treatment with the same seq_len reads the same sequences in the same order.
 """
 
 from __future__ import annotations
@@ -64,12 +64,11 @@ def prepare(config: Config, data_dir: Path) -> Data:
     )
 
 
-def batch(tokens: Tokens, config: Config, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The sequences of optimizer step `step` and their next tokens, each [batch_size, seq_len]."""
+def batch(tokens: Tokens, config: Config, *, seed: int, first: int, size: int) -> tuple[Tensor, Tensor]:
+    """The `size` sequences of a run that come after `first` of them, and their next tokens, each [size, seq_len]."""
     starts = len(tokens) - config.seq_len
-    first = step * config.batch_size
     rows = []
-    for number in range(first, first + config.batch_size):
+    for number in range(first, first + size):
         draw = int(np.random.Philox(key=seed, counter=number).random_raw())
         start = draw * starts >> 64
         rows.append(tokens[start : start + config.seq_len + 1])

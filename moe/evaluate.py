@@ -3,8 +3,9 @@
     val_bpb = total nats / ln 2 / total bytes of the text
 
 over the first eval_tokens next tokens of the request's split, each predicted once, in windows of seq_len. A document's
-end counts as one byte of text. Always fp32, whatever the training precision. val_bpb keeps its name on every
-split; `split` says which. Raise moe.fingerprint.EVALUATOR_VERSION with any change that moves a score.
+end counts as one byte of text. Always fp32, whatever the training precision; nothing is dropped or noisy. val_bpb
+keeps its name on every split; `split` says which. Raise moe.fingerprint.EVALUATOR_VERSION with any change that moves a
+score.
 
 What this does not do: trust the training process. Of train.json it takes only the cost, not the quality.
 """
@@ -24,8 +25,9 @@ from moe.accounting import account
 from moe.config import ConfigError, scientific
 from moe.data import Data, prepare, windows
 from moe.fingerprint import CORPUS_SHA256, EVALUATOR_VERSION
+from moe.health import NonFiniteError
 from moe.model import MoE
-from moe.rundir import NonFiniteError, Split, device_of, read_request, run_in, write_json
+from moe.rundir import Split, device_of, read_request, run_in, write_json
 
 BATCH_TOKENS = 8192  # tokens a forward pass; large enough for a T4, small enough for any memory
 
@@ -74,6 +76,7 @@ def evaluate(directory: Path) -> None:
     costs = account(config)
     content: dict[str, Any] = {
         "val_bpb": score.bits_per_byte,
+        "causal": config.causal,
         "val_loss": score.nats / score.tokens,
         "tokens": score.tokens,
         "bytes": score.bytes,
@@ -98,11 +101,12 @@ def evaluate(directory: Path) -> None:
 def score_tokens(model: MoE, data: Data, split: Split, n_targets: int, device: torch.device) -> Score:
     """Cross entropy of the first `n_targets` next tokens of a split, in fp32."""
     model.eval()
+    trained_in, model.compute = model.compute, None
     config = model.config
     rows = max(1, BATCH_TOKENS // config.seq_len)
     id_bytes = torch.from_numpy(data.id_bytes.astype("int64"))
     nats, n_tokens, n_bytes = 0.0, 0, 0
-    load_LE = torch.zeros(config.n_layers, config.num_experts, dtype=torch.long, device=device)
+    load_LE = torch.zeros(sum(config.moe_layers), config.num_experts, dtype=torch.long, device=device)
     for tokens, targets in windows(data.tokens[split], n_targets, config.seq_len, rows):
         output = model(tokens.to(device), targets.to(device))
         nats += float(output.cross_entropy) * targets.numel()
@@ -110,6 +114,7 @@ def score_tokens(model: MoE, data: Data, split: Split, n_targets: int, device: t
         n_bytes += int(id_bytes[targets].sum())
         load_LE += output.load_LE
 
+    model.compute = trained_in
     return Score(nats=nats, tokens=n_tokens, bytes=n_bytes, load=load_statistics(load_LE))
 
 

@@ -22,8 +22,9 @@ CORPUS_SHA256: Mapping[str, str] = {
 def code_hash() -> str:
     """A hash of all Python source in moe/, as it is on disk now: a run belongs to the code that made it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
 
     return digest.hexdigest()
 

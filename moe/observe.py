@@ -9,20 +9,25 @@ matters in the thousandth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moe.accounting import peak_memory_bytes
+from moe.average import WeightAverage
 from moe.config import Config
 from moe.data import batch, prepare
 from moe.knobs import ActsOn
 from moe.model import MoE
-from moe.optim import build_optimizer, learning_rate, progress_of, set_learning_rate
+from moe.noise import router_noise
+from moe.optim import build_optimizers, set_learning_rate
 from moe.rundir import resolve_precision
+from moe.schedule import Position, batch_at, learning_rate, pieces_at, progress_at
 from moe.standin import stand_in
 
 TOLERANCE = 1e-9  # relative; rounding in float64 stays below 1e-12 here
@@ -55,32 +60,50 @@ def build(config: Config, seed: int) -> MoE:
 
 
 def observe_loss(a: Config, b: Config, setting: Setting) -> Observation:
-    """The training loss of the first batch, at equal seed."""
-    losses = [_first_loss(*sides, setting) for sides in zip((a, b), stand_in(a, b), strict=True)]
-    return Observation(_differ(*losses), f"first loss {losses[0]:.6f} and {losses[1]:.6f} nats")
+    """The training loss of the first batch and, after an update, of the second, at equal seed.
+
+    The second, since a network whose output projections start at zero hides what is before them. In float64, except for
+    a knob about precision: that one is looked at in the precision of this device's runs.
+    """
+    low = a.router_precision != b.router_precision and resolve_precision(a, setting.device) != "fp32"
+    seen_a, seen_b = (_trained(*sides, setting, 2, low=low) for sides in zip((a, b), stand_in(a, b), strict=True))
+    pairs = list(zip(seen_a.losses, seen_b.losses, strict=True))
+    shown = next((pair for pair in pairs if _differ(*pair)), pairs[0])
+    return Observation(_differ(*shown), f"first losses {shown[0]:.6f} and {shown[1]:.6f} nats")
 
 
 def observe_gradient(a: Config, b: Config, setting: Setting) -> Observation:
-    """The weights after a few real updates, at equal seed."""
-    weights_a, norms_a = _updated(a, stand_in(a, b)[0], setting)
-    weights_b, norms_b = _updated(b, stand_in(a, b)[1], setting)
-    apart = float((weights_a - weights_b).abs().max() / weights_a.abs().max())
-    norms = f"{min(norms_a + norms_b):.2g} to {max(norms_a + norms_b):.2g}"
+    """What would be scored after a few real updates, at equal seed: weights, or their average, and biases."""
+    seen_a, seen_b = (_trained(*sides, setting, UPDATES) for sides in zip((a, b), stand_in(a, b), strict=True))
+    nothing = torch.zeros(())
+    apart = max(
+        float((seen_a.scored.get(name, nothing) - seen_b.scored.get(name, nothing)).abs().max())
+        for name in {*seen_a.scored, *seen_b.scored}
+    )
+    apart /= max(float(tensor.abs().max()) for tensor in seen_a.scored.values())
+    norms = seen_a.norms + seen_b.norms
     return Observation(
-        apart > TOLERANCE, f"after {UPDATES} updates weights differ by {apart:.1e} (gradient norms {norms})"
+        apart > TOLERANCE,
+        f"after {UPDATES} updates weights differ by {apart:.1e} (gradient norms {min(norms):.2g} to {max(norms):.2g})",
     )
 
 
 def observe_schedule(a: Config, b: Config, setting: Setting) -> Observation:
-    """The learning rates of the whole run, and its length."""
-    if (a.steps, a.budget_seconds) != (b.steps, b.budget_seconds):
+    """The whole run's learning rates, batch sizes and sequence lengths, and its length."""
+    if (a.budget_tokens, a.budget_seconds) != (b.budget_tokens, b.budget_seconds):
         return Observation(True, f"budget of {_budget(a)} and {_budget(b)}")
 
-    rates_a, rates_b = _learning_rates(a), _learning_rates(b)
-    changed = sum(_differ(x, y) for x, y in zip(rates_a, rates_b, strict=True))
-    most = max(abs(x - y) for x, y in zip(rates_a, rates_b, strict=True))
+    steps_a, steps_b = list(_steps(a)), list(_steps(b))
+    shapes_a, shapes_b = ({(step[1], step[2]) for step in steps} for steps in (steps_a, steps_b))
+    if shapes_a != shapes_b:
+        text = " and ".join(_stages(steps) for steps in (steps_a, steps_b))
+        return Observation(True, f"batches of (sequences, pieces) {text}")
+
+    changed = [abs(x[0] - y[0]) for x, y in zip(steps_a, steps_b, strict=True) if _differ(x[0], y[0])]
+    part = len(changed) / len(steps_a)
     return Observation(
-        changed > 0, f"learning rate differs in {changed / len(rates_a):.0%} of the run, by up to {most:.2g}"
+        bool(changed),
+        f"learning rate differs in {part:.0%} of the run, by up to {max(changed, default=0):.2g}",
     )
 
 
@@ -113,40 +136,65 @@ OBSERVE: Mapping[ActsOn, Callable[[Config, Config, Setting], Observation]] = {
 }
 
 
-def _first_loss(config: Config, small: Config, setting: Setting) -> float:
-    model = build(small, setting.seed)
-    with torch.no_grad():
-        return float(model(*next(_batches(config, small, setting))).loss)
+class _Training(NamedTuple):
+    """Of a stand-in's first updates: the loss and the gradient's norm at each, and what would be scored after them."""
+
+    losses: list[float]
+    norms: list[float]
+    scored: dict[str, Tensor]
 
 
-def _updated(config: Config, small: Config, setting: Setting) -> tuple[Tensor, list[float]]:
+def _trained(config: Config, small: Config, setting: Setting, updates: int, *, low: bool = False) -> _Training:
     # At the peak learning rate: the schedule is observed elsewhere.
     model = build(small, setting.seed)
-    optimizer = build_optimizer(model, small)
-    set_learning_rate(optimizer, config.lr)
-    norms = []
-    for tokens_BT, targets_BT in _batches(config, small, setting):
-        optimizer.zero_grad()
-        model(tokens_BT, targets_BT).loss.backward()
+    if low:
+        model = model.float()
+        model.compute = torch.bfloat16  # on the CPU, also for fp16: the same question at a similar precision
+
+    optimizers = build_optimizers(model, small)
+    average = WeightAverage(model, small.ema_decay) if small.ema_decay > 0.0 else None
+    set_learning_rate(optimizers, config.lr)
+    losses, norms = [], []
+    for arguments in itertools.islice(_batches(config, small, setting), updates):
+        model.zero_grad()
+        output = model(*arguments)
+        output.loss.backward()
+        losses.append(float(output.loss.detach()))
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), small.grad_clip)))
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), norms
+        model.update_balance(output.load_LE)
+        if average is not None:
+            average.update(model)
+
+    scored = model if average is None else average.model
+    return _Training(losses, norms, scored.state_dict())
 
 
-def _batches(config: Config, small: Config, setting: Setting) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(config: Config, small: Config, setting: Setting) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     # Real text in the config's own tokenizer, its ids folded into the stand-in's vocabulary.
     tokens = prepare(config, setting.data_dir).tokens["train"]
     for step in range(UPDATES):
-        tokens_BT, targets_BT = batch(tokens, small, seed=setting.seed, step=step)
-        yield tokens_BT % small.vocab_size, targets_BT % small.vocab_size
+        first, size = step * small.batch_size, small.batch_size
+        tokens_BT, targets_BT = batch(tokens, small, seed=setting.seed, first=first, size=size)
+        noise = router_noise(small, seed=setting.seed, first=first, count=size)
+        yield tokens_BT % small.vocab_size, targets_BT % small.vocab_size, noise
 
 
-def _learning_rates(config: Config) -> list[float]:
-    if config.steps is None:
-        return [learning_rate(config, point / CLOCK_POINTS) for point in range(CLOCK_POINTS)]
+def _steps(config: Config) -> Iterator[tuple[float, int, int]]:
+    """Learning rate, batch size and pieces of every step, or of CLOCK_POINTS instants of a budget in seconds."""
+    position = Position()
+    while size := batch_at(config, position):
+        yield learning_rate(config, progress_at(config, position)), size, pieces_at(config, position)
+        if config.budget_seconds is None:
+            position = Position(sequences=position.sequences + size)
+        else:
+            position = Position(seconds=position.seconds + config.budget_seconds / CLOCK_POINTS)
 
-    return [learning_rate(config, progress_of(config, step, 0.0)) for step in range(config.steps)]
+
+def _stages(steps: Iterable[tuple[float, int, int]]) -> str:
+    return ", ".join(str(shape) for shape in dict.fromkeys((size, pieces) for _, size, pieces in steps))
 
 
 def _budget(config: Config) -> str:

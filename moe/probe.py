@@ -9,20 +9,15 @@ elsewhere. Without a baseline only causality and memory are looked at.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from moe.accounting import account, peak_memory_bytes
+from moe.causality import audit
 from moe.config import KNOBS, Config, ConfigError, apply
 from moe.observe import OBSERVE, Setting, build
 from moe.rundir import available_memory, device_of, read_request, resolve_precision, run_in, write_json
 from moe.standin import stand_in
-
-LEAK = 1e-9  # the largest movement of a logit, in float64, that is rounding
 
 
 def probe(directory: Path) -> None:
@@ -35,14 +30,14 @@ def probe(directory: Path) -> None:
     acts = {} if request.baseline is None else judge_changes(config, request.baseline, setting)
 
     small, _ = stand_in(config, config)
-    leak = future_leak(build(small, request.seed).logits, small)
+    causality = audit(build(small, request.seed), small)
     costs, peak, memory = account(config), peak_memory_bytes(config, precision), available_memory(device)
     write_json(
         directory / "score.json",
         {
             "acts": acts,
-            "causal": leak <= LEAK,
-            "causal_detail": f"changing later tokens moves earlier logits by at most {leak:.1e}",
+            "causal": causality.causal,
+            "causal_detail": causality.detail,
             "fits": memory is None or peak <= memory,
             "available_memory_bytes": memory,
             "peak_memory_bytes": peak,
@@ -78,21 +73,6 @@ def isolate(name: str, config: Config, baseline: Config) -> tuple[Config, Config
         return baseline, apply(baseline, {name: getattr(config, name)})
     except ConfigError:
         return baseline, config
-
-
-def future_leak(logits: Callable[[Tensor], Tensor], config: Config) -> float:
-    """The most that any logit moves when only later tokens change; `logits` maps [B, T] to [B, T, V]."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (config.routing_group, config.seq_len)
-    tokens_BT, others_BT = (torch.randint(config.vocab_size, shape, generator=generator) for _ in range(2))
-    moved = 0.0
-    with torch.no_grad():
-        logits_BTV = logits(tokens_BT)
-        for kept in {1, config.seq_len // 2, config.seq_len - 1}:
-            changed_BT = torch.cat((tokens_BT[:, :kept], others_BT[:, kept:]), dim=1)
-            moved = max(moved, float((logits(changed_BT) - logits_BTV)[:, :kept].abs().max()))
-
-    return moved
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe.config import Config, ConfigError
+from moe.health import TrainingError
+from moe.precision import Precision, precision_on
 
 Split = Literal["train", "val", "test"]
 
@@ -41,14 +43,6 @@ class Request(BaseModel):
     split: Split = "val"
     resume: Path | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = CHECKPOINT_SECONDS
-
-
-class NonFiniteError(ArithmeticError):
-    """Training met a loss, gradient or weight that is not a number, at `step`. Raised by moe/train.py."""
-
-    def __init__(self, what: str, step: int) -> None:
-        super().__init__(f"{what} at step {step}")
-        self.step = step
 
 
 def run_in(work: Callable[[Path], None], arguments: list[str]) -> int:
@@ -104,27 +98,24 @@ def device_of(request: Request) -> torch.device:
     return torch.device(request.device)
 
 
-def resolve_precision(config: Config, device: torch.device) -> Literal["fp32", "fp16"]:
-    """fp16 on CUDA and fp32 on CPU, unless the config says which.
+def resolve_precision(config: Config, device: torch.device) -> Precision:
+    """The precision of the matrix products on this device.
 
     Raises:
         ConfigError: fp16 on a CPU, which would be about a hundred times slower than fp32.
     """
     if config.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision=fp16 needs CUDA; on a CPU use auto or fp32")
+        raise ConfigError("precision=fp16 needs CUDA; on a CPU use auto, bf16 or fp32")
 
-    if config.precision == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-
-    return config.precision
+    return precision_on("cuda" if device.type == "cuda" else "cpu", config.precision)
 
 
 def describe_failure(error: Exception) -> dict[str, Any]:
     """error.json for `error`. On a CPU, torch reports a failed allocation as a bare RuntimeError."""
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     name = "out_of_memory" if memory else type(error).__name__
-    if isinstance(error, NonFiniteError):
-        name = "non_finite"
+    if isinstance(error, TrainingError):
+        name = error.code
 
     return {"error": name, "message": str(error), "step": getattr(error, "step", None)}
 

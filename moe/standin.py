@@ -2,6 +2,7 @@
 
 Every size on which both agree is cut to a cap. A size on which they differ stays if it is small, and otherwise becomes
 a small pair in the same order. Nothing else changes: not the number of experts, not the routing, not the optimizer.
+What happens over a whole run (growing batches and sequences) has no place in a few updates and is left out.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import math
 from collections.abc import Mapping
 
 from moe.config import Config, apply
+from moe.knobs import Value
 
-CAPS: Mapping[str, int] = {"n_layers": 2, "seq_len": 32, "d_expert": 32, "vocab_size": 256}
+CAPS: Mapping[str, int] = {"seq_len": 32, "d_expert": 32, "vocab_size": 256}
 HEAD_WIDTH = 8
 SEQUENCES = 2  # routing groups a batch at least, so that splitting into groups can be seen
 
@@ -19,8 +21,12 @@ SEQUENCES = 2  # routing groups a batch at least, so that splitting into groups 
 def stand_in(a: Config, b: Config) -> tuple[Config, Config]:
     """Shrink both alike."""
     sizes = [_pair(getattr(a, name), getattr(b, name), cap) for name, cap in CAPS.items()]
-    sizes.append(_widths(a, b))
-    names = [*CAPS, "d_model"]
+    sizes += [_widths(a, b), _layers(a, b)]
+    names = [*CAPS, "d_model", "n_layers"]
+    if a.d_dense is not None or b.d_dense is not None:
+        sizes.append(_pair(a.dense_width, b.dense_width, CAPS["d_expert"]))
+        names.append("d_dense")
+
     groups = _pair(a.routing_group, b.routing_group, 2)
     whole = math.lcm(*groups) * SEQUENCES
     batches = _ordered(a.batch_size, b.batch_size, whole)
@@ -31,8 +37,9 @@ def stand_in(a: Config, b: Config) -> tuple[Config, Config]:
 
 
 def _resize(config: Config, sizes: dict[str, int], group: int, batch: int) -> Config:
-    changes = sizes | {"routing_group": group, "batch_size": batch, "micro_batch_size": batch, "tokenizer": "bpe"}
-    return apply(config, changes)  # bpe admits any vocabulary; the probe maps real ids into it
+    changes: dict[str, Value] = {"routing_group": group, "batch_size": batch, "micro_batch_size": batch}
+    changes |= {"batch_doublings": 0, "length_doublings": 0, "tokenizer": "bpe", "activation_checkpointing": False}
+    return apply(config, sizes | changes)  # bpe admits any vocabulary; the probe maps real ids into it
 
 
 def _pair(a: int, b: int, cap: int) -> tuple[int, int]:
@@ -44,6 +51,15 @@ def _pair(a: int, b: int, cap: int) -> tuple[int, int]:
 
 def _ordered(a: int, b: int, small: int) -> tuple[int, int]:
     return (small if a <= b else 2 * small), (small if b <= a else 2 * small)
+
+
+def _layers(a: Config, b: Config) -> tuple[int, int]:
+    # Enough to have a mixture above the dense layers.
+    pattern = max(a.first_k_dense + a.moe_every, b.first_k_dense + b.moe_every)
+    if a.n_layers == b.n_layers or max(a.n_layers, b.n_layers) <= pattern + 1:
+        return min(a.n_layers, pattern + 1), min(b.n_layers, pattern + 1)
+
+    return _ordered(a.n_layers, b.n_layers, pattern)
 
 
 def _widths(a: Config, b: Config) -> tuple[int, int]:

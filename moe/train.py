@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,16 @@ import torch
 from torch import Tensor
 
 from moe.accounting import account
+from moe.average import WeightAverage
 from moe.checkpoint import Checkpoints, end_by_sigterm, noting_sigterm
 from moe.config import Config, scientific
 from moe.data import Data, batch, prepare
 from moe.evaluate import load_statistics, score_tokens
+from moe.health import NonFiniteError, Watch
 from moe.model import MoE, Output
-from moe.optim import build_optimizer, learning_rate, progress_of, set_learning_rate
+from moe.noise import router_noise
+from moe.optim import build_optimizers, set_learning_rate
 from moe.rundir import (
-    NonFiniteError,
     Request,
     device_of,
     finite_or_none,
@@ -43,14 +44,17 @@ from moe.rundir import (
     write_atomically,
     write_json,
 )
+from moe.schedule import Position, batch_at, learning_rate, pieces_at, progress_at
 
 PROGRESS_TOKENS = 8192  # of val, for the curve; the score uses eval_tokens
 POINTS = 20  # metric lines a run at least, evenly spaced (fewer only if there are fewer steps)
 POINT_SECONDS = 1.0  # and at least one a second
 
 # What a Trainer resumes with: plain numbers, and its parts that have a state_dict().
-COUNTERS = ("step", "tokens", "seconds", "evals_done", "points_done", "last_point")
-PARTS = ("model", "optimizer", "scaler")
+COUNTERS = ("step", "sequences", "seconds", "evals_done", "points_done", "last_point")
+PARTS = ("model", "average", "scaler", "watch")
+
+COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(directory: Path) -> None:
@@ -78,7 +82,11 @@ def train(directory: Path) -> None:
             if signals:
                 end_by_sigterm()
 
-    checkpoint = {"model": trainer.model.state_dict(), "config": scientific(request.config), "seed": request.seed}
+    checkpoint = {
+        "model": trainer.scored_model.state_dict(),
+        "config": scientific(request.config),
+        "seed": request.seed,
+    }
     write_atomically(directory / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
     costs = account(request.config)
     write_json(
@@ -106,7 +114,7 @@ class Trainer:
     data: Data
     device: torch.device
     step: int = 0
-    tokens: int = 0
+    sequences: int = 0
     seconds: float = 0.0
     evals_done: int = 0
     points_done: int = 0
@@ -115,25 +123,46 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.config: Config = self.request.config
-        self.half = resolve_precision(self.config, self.device) == "fp16"
-        self.model = MoE(self.config)
+        precision = resolve_precision(self.config, self.device)
+        self.model = MoE(self.config, COMPUTE[precision])
         self.model.init_weights(self.request.seed)
         self.model.to(self.device)
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay > 0.0 else None
+        self.optimizers = build_optimizers(self.model, self.config)
+        self.half = precision == "fp16"
         self.scaler = torch.GradScaler(self.device.type, enabled=self.half)
+        self.watch = Watch(self.config)
+
+    @property
+    def tokens(self) -> int:
+        """Trained on so far."""
+        return self.sequences * self.config.seq_len
+
+    @property
+    def scored_model(self) -> MoE:
+        """What is evaluated and saved: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def position(self) -> Position:
+        return Position(sequences=self.sequences, seconds=self.seconds)
 
     def state(self) -> dict[str, Any]:
-        """All that decides how training goes on. The data's position is the step."""
+        """All that decides how training goes on. The data's position is the number of sequences."""
         counters = {name: getattr(self, name) for name in COUNTERS}
-        parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        return counters | parts
+        parts = {name: part.state_dict() for name in PARTS if (part := getattr(self, name)) is not None}
+        return counters | parts | {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for name in COUNTERS:
             setattr(self, name, state[name])
 
         for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
+
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def run(self, signals: Sequence[object] = ()) -> Iterator[dict[str, Any]]:
         """Train through the budget, yielding points of metrics.jsonl: first, last, and enough between.
@@ -143,27 +172,31 @@ class Trainer:
 
         Raises:
             NonFiniteError: the loss, a gradient or the final weights are not finite.
+            ExplodingGradientError, DeadRouterError: moe/health.py.
         """
-        progress = progress_of(self.config, self.step, self.seconds)
-        while progress < 1.0:
+        while size := batch_at(self.config, self.position):
             started = time.perf_counter()
-            values = self.optimizer_step(learning_rate(self.config, progress))
+            values = self.optimizer_step(learning_rate(self.config, progress_at(self.config, self.position)))
             took = time.perf_counter() - started
             self.seconds += took
             self.step += 1
-            self.tokens += self.config.batch_size * self.config.seq_len
+            self.sequences += size
 
-            progress = progress_of(self.config, self.step, self.seconds)
-            evals_due = math.floor(min(1.0, progress) * self.config.progress_evals)
-            points_due = math.floor(min(1.0, progress) * POINTS)
+            progress = 1.0
+            if batch_at(self.config, self.position):
+                progress = min(1.0, progress_at(self.config, self.position))
+
+            evals_due = math.floor(progress * self.config.progress_evals)
+            points_due = math.floor(progress * POINTS)
             due = evals_due > self.evals_done or points_due > self.points_done or bool(signals)
             if not due and self.seconds - self.last_point < POINT_SECONDS:
                 continue
 
-            values["tokens_per_second"] = self.config.batch_size * self.config.seq_len / took
+            values["tokens_per_second"] = size * self.config.seq_len / took
             if evals_due > self.evals_done:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
-                values["val_bpb"] = score_tokens(self.model, self.data, "val", n_tokens, self.device).bits_per_byte
+                score = score_tokens(self.scored_model, self.data, "val", n_tokens, self.device)
+                values["val_bpb"] = score.bits_per_byte
 
             self.evals_done, self.points_done, self.last_point = evals_due, points_due, self.seconds
             yield {
@@ -173,25 +206,33 @@ class Trainer:
                 "values": {name: finite_or_none(value) for name, value in values.items()},
             }
 
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        if not all(bool(parameter.isfinite().all()) for parameter in self.scored_model.parameters()):
             raise NonFiniteError("weights are not finite", self.step)
 
     def optimizer_step(self, lr: float) -> dict[str, float]:
         """One update from one batch, accumulated over its micro-batches."""
         self.model.train()
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens, targets = batch(self.data.tokens["train"], self.config, seed=self.request.seed, step=self.step)
-        outputs = [self.backward(*pair) for pair in self.micro_batches(tokens, targets)]
+        set_learning_rate(self.optimizers, lr)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+        size = batch_at(self.config, self.position)
+        outputs = [self.backward(*part, share=len(part[0]) / size) for part in self.micro_batches(size)]
         losses = torch.stack(
-            [torch.stack([o.cross_entropy, o.balance_loss, o.z_loss, o.router_entropy]) for o in outputs]
+            [torch.stack([o.cross_entropy, o.balance_loss, o.z_loss, o.router_entropy, o.dropped]) for o in outputs]
         ).mean(dim=0)
-        train_loss, balance_loss, z_loss, entropy = losses.tolist()
+        train_loss, balance_loss, z_loss, entropy, dropped = losses.tolist()
         if not all(map(math.isfinite, (train_loss, balance_loss, z_loss))):
             raise NonFiniteError("training loss is not finite", self.step + 1)
 
         norm = self.update()
-        load = load_statistics(torch.stack([output.load_LE for output in outputs]).sum(dim=0))
+        load_LE = torch.stack([output.load_LE for output in outputs]).sum(dim=0)
+        self.model.update_balance(load_LE)
+        if self.average is not None:
+            self.average.update(self.model)
+
+        load = load_statistics(load_LE)
+        self.watch.look(self.step + 1, norm, load_LE)
         return {
             "train_loss": train_loss,
             "lr": lr,
@@ -201,32 +242,48 @@ class Trainer:
             "router_entropy": entropy,
             "load_imbalance": load.imbalance,
             "dead_experts": float(load.dead_experts),
+            "dropped": dropped,
         }
 
-    def micro_batches(self, tokens_BT: Tensor, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.config.micro_batch_size
-        for pair in zip(torch.split(tokens_BT, size), torch.split(targets_BT, size), strict=True):
-            yield pair[0].to(self.device), pair[1].to(self.device)
+    def micro_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """The batch of `size` sequences that comes next: tokens, targets and router noise of each micro-batch."""
+        tokens_BT, targets_BT = batch(
+            self.data.tokens["train"], self.config, seed=self.request.seed, first=self.sequences, size=size
+        )
+        rows = math.gcd(self.config.micro_batch_size, size)
+        pieces = pieces_at(self.config, self.position)
+        for start in range(0, size, rows):
+            noise = router_noise(self.config, seed=self.request.seed, first=self.sequences + start, count=rows)
+            yield (
+                _cut(tokens_BT[start : start + rows], pieces).to(self.device),
+                _cut(targets_BT[start : start + rows], pieces).to(self.device),
+                None if noise is None else noise.to(self.device),
+            )
 
-    def backward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Output:
-        """Add the micro-batch's share of the batch's gradient."""
-        with torch.autocast(self.device.type, torch.float16) if self.half else nullcontext():
-            output: Output = self.model(tokens_BT, targets_BT)
-
-        share = self.config.micro_batch_size / self.config.batch_size
+    def backward(self, tokens_BT: Tensor, targets_BT: Tensor, noise: Tensor | None, *, share: float) -> Output:
+        """Add the gradient of a micro-batch that is this share of the batch."""
+        output: Output = self.model(tokens_BT, targets_BT, noise)
         torch.autograd.backward(self.scaler.scale(output.loss * share))
         return output._replace(loss=output.loss.detach())
 
     def update(self) -> float:
         """Clip and apply the gradient; returns its norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
-        if not math.isfinite(norm) and (not self.half or self.scaler.get_scale() < 1.0):
+        if math.isfinite(norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        elif not self.half or self.scaler.get_scale() < 1.0:
             raise NonFiniteError("gradient is not finite", self.step + 1)  # in fp16 the scaler first lowers its scale
 
-        self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
+
+
+def _cut(tokens_BT: Tensor, pieces: int) -> Tensor:
+    return tokens_BT.reshape(len(tokens_BT) * pieces, -1)
 
 
 if __name__ == "__main__":

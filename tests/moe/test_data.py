@@ -99,26 +99,28 @@ def test_two_processes_prepare_at_once_where_a_third_was_killed(tmp_path: Path, 
     assert {path.name for path in (tmp_path / "data").iterdir()} == {done.name, f"{done.name}.lock"}
 
 
-def test_batches_are_a_function_of_seed_and_step(data: Data) -> None:
+def test_batches_are_a_function_of_seed_and_number(data: Data) -> None:
     tokens = data.tokens["train"]
     torch.manual_seed(1)
-    first = batch(tokens, NANO, seed=3, step=7)
+    first = batch(tokens, NANO, seed=3, first=56, size=8)
     torch.manual_seed(2)
-    again = batch(tokens, NANO, seed=3, step=7)
+    again = batch(tokens, NANO, seed=3, first=56, size=8)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[0][:, 1:], first[1][:, :-1])
     assert first[0].shape == (8, 64)
-    assert not torch.equal(first[0], batch(tokens, NANO, seed=3, step=8)[0])
-    assert not torch.equal(first[0], batch(tokens, NANO, seed=4, step=7)[0])
+    assert not torch.equal(first[0], batch(tokens, NANO, seed=3, first=64, size=8)[0])
+    assert not torch.equal(first[0], batch(tokens, NANO, seed=4, first=56, size=8)[0])
 
 
 def test_treatments_read_the_same_sequences_in_the_same_order(data: Data) -> None:
     tokens = data.tokens["train"]
-    small = torch.cat([batch(tokens, NANO, seed=0, step=step)[0] for step in range(4)])
-    large = torch.cat([batch(tokens, apply(NANO, {"batch_size": 16}), seed=0, step=step)[0] for step in range(2)])
+    small = torch.cat([batch(tokens, NANO, seed=0, first=first, size=8)[0] for first in (0, 8, 16, 24)])
+    large = torch.cat(
+        [batch(tokens, apply(NANO, {"batch_size": 16}), seed=0, first=first, size=16)[0] for first in (0, 16)]
+    )
     assert torch.equal(small, large)
     other_model = apply(NANO, {"num_experts": 8, "d_model": 64, "micro_batch_size": 2})
-    assert torch.equal(small[:8], batch(tokens, other_model, seed=0, step=0)[0])
+    assert torch.equal(small[:8], batch(tokens, other_model, seed=0, first=0, size=8)[0])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def _trainer(data_dir: Path, *, half: bool, scale: float = 2.0**16) -> Trainer:
     request = Request(kind="train", config=CONFIG, seed=0, device="cpu", data_dir=data_dir)
     trainer = Trainer(request, prepare(CONFIG, data_dir), torch.device("cpu"))
     if half:
-        trainer.half = True
+        trainer.half, trainer.model.compute = True, torch.float16
         trainer.scaler = torch.GradScaler("cpu", init_scale=scale)
 
     return trainer
@@ -32,7 +32,7 @@ def test_fp16_follows_fp32(data_dir: Path) -> None:
     seen = []
 
     def record(module: Any, inputs: Any, outputs: Any) -> None:
-        seen.append({outputs[0].dtype, outputs[1].gates_NK.dtype, outputs[1].balance_loss.dtype})
+        seen.append({outputs[0].dtype, outputs[1].gates_NK.dtype, outputs[1].losses.balance.dtype})
 
     for block in half.model.blocks:
         block.register_forward_hook(record)

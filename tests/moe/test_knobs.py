@@ -14,11 +14,13 @@ import torch
 
 from moe.accounting import peak_memory_bytes
 from moe.config import KNOBS, Config, ConfigError, apply
-from moe.data import batch, prepare
+from moe.data import prepare
 from moe.evaluate import score_tokens
 from moe.knobs import Value
+from moe.precision import cpu_precision
 from moe.presets import PRESETS
 from moe.rundir import Request, resolve_precision
+from moe.schedule import Position, pieces_at
 from moe.train import Trainer
 
 CPU = torch.device("cpu")
@@ -31,34 +33,59 @@ PERTURBED: Mapping[str, tuple[Config, dict[str, Value]]] = {
     "n_layers": (BASE, {"n_layers": 3}),
     "n_heads": (BASE, {"n_heads": 4}),
     "seq_len": (BASE, {"seq_len": 32}),
+    "n_kv_heads": (BASE, {"n_kv_heads": 1}),
     "rope_base": (BASE, {"rope_base": 100.0}),
+    "qk_norm": (BASE, {"qk_norm": True}),
+    "tie_embeddings": (BASE, {"tie_embeddings": False}),
+    "logit_softcap": (BASE, {"logit_softcap": 5.0}),
     "init_std": (BASE, {"init_std": 0.05}),
+    "zero_init_out": (BASE, {"zero_init_out": True}),
     "num_experts": (BASE, {"num_experts": 8}),
     "top_k": (BASE, {"top_k": 1}),
     "d_expert": (BASE, {"d_expert": 64}),
     "expert_kind": (BASE, {"expert_kind": "mlp"}),
+    "num_shared_experts": (BASE, {"num_shared_experts": 1}),
+    "first_k_dense": (BASE, {"first_k_dense": 1}),
+    "moe_every": (BASE, {"moe_every": 2}),
+    "d_dense": (apply(BASE, {"first_k_dense": 1}), {"d_dense": 48}),
+    "routing": (BASE, {"routing": "hash"}),
+    "router_score": (apply(BASE, {"normalize_gates": False}), {"router_score": "sigmoid"}),
     "normalize_gates": (BASE, {"normalize_gates": False}),
     "load_balance_weight": (BASE, {"load_balance_weight": 0.1}),
     "router_z_weight": (BASE, {"router_z_weight": 0.0}),
     "routing_group": (BASE, {"routing_group": 4}),
+    "noisy_top_k": (BASE, {"noisy_top_k": True}),
+    "balance_bias_rate": (BASE, {"balance_bias_rate": 0.01}),
+    "capacity_factor": (BASE, {"capacity_factor": 1.0}),
+    "router_init_scale": (BASE, {"router_init_scale": 0.1}),
+    "router_lr_scale": (BASE, {"router_lr_scale": 0.1}),
     "tokenizer": (BASE, {"tokenizer": "bpe", "vocab_size": 512}),
     "vocab_size": (BPE, {"vocab_size": 300}),
+    "optimizer": (BASE, {"optimizer": "muon"}),
     "lr": (BASE, {"lr": 2e-3}),
+    "schedule": (BASE, {"schedule": "linear"}),
+    "decay_fraction": (apply(BASE, {"schedule": "wsd"}), {"decay_fraction": 0.5}),
     "min_lr_ratio": (BASE, {"min_lr_ratio": 0.5}),
     "warmup_fraction": (BASE, {"warmup_fraction": 0.3}),
     "weight_decay": (BASE, {"weight_decay": 0.0}),
     "beta1": (BASE, {"beta1": 0.8}),
     "beta2": (BASE, {"beta2": 0.99}),
+    "muon_momentum": (apply(BASE, {"optimizer": "muon"}), {"muon_momentum": 0.8}),
+    "muon_steps": (apply(BASE, {"optimizer": "muon"}), {"muon_steps": 3}),
     "grad_clip": (BASE, {"grad_clip": 0.1}),
     "batch_size": (BASE, {"batch_size": 4}),
+    "batch_doublings": (BASE, {"batch_doublings": 1}),
+    "length_doublings": (BASE, {"length_doublings": 1}),
+    "ema_decay": (BASE, {"ema_decay": 0.9}),
     "budget_tokens": (BASE, {"budget_tokens": 512 * 5}),
     "budget_seconds": (TIMED, {"budget_seconds": 1.0}),
     "eval_tokens": (BASE, {"eval_tokens": 1000}),
     "progress_evals": (BASE, {"progress_evals": 3}),
     "micro_batch_size": (BASE, {"micro_batch_size": 2}),
+    "activation_checkpointing": (BASE, {"activation_checkpointing": True}),
 }
 ONE_CHOICE = {"corpus"}  # nothing to perturb to
-ON_OTHER_HARDWARE = {"precision"}  # below
+ON_OTHER_HARDWARE = {"precision", "router_precision"}  # below
 
 
 def test_every_knob_is_covered() -> None:
@@ -93,11 +120,32 @@ def test_gradient_knobs_leave_the_first_cross_entropy_alone(data_dir: Path) -> N
 
 
 def test_precision_follows_the_device() -> None:
-    assert resolve_precision(BASE, CPU) == "fp32"
-    assert resolve_precision(BASE, torch.device("cuda")) == "fp16"
-    assert resolve_precision(apply(BASE, {"precision": "fp32"}), torch.device("cuda")) == "fp32"
+    assert resolve_precision(BASE, CPU) == "fp32"  # the preset says so: it is too narrow for less
+    auto = apply(BASE, {"precision": "auto"})
+    assert resolve_precision(auto, CPU) == cpu_precision()
+    assert resolve_precision(auto, torch.device("cuda")) == "fp16"
+    assert resolve_precision(BASE, torch.device("cuda")) == "fp32"
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
         resolve_precision(apply(BASE, {"precision": "fp16"}), CPU)
+
+
+def test_router_precision_acts_where_matrices_are_not_in_fp32(data_dir: Path) -> None:
+    low = {"router_precision": "low"}
+    half = apply(BASE, {"precision": "bf16"})
+    assert _first_loss(apply(half, low), data_dir) != _first_loss(half, data_dir)
+    assert _first_loss(apply(BASE, low), data_dir) == _first_loss(BASE, data_dir)
+
+
+def test_schedules_of_batches_and_lengths_reach_the_model(data_dir: Path) -> None:
+    config = apply(BASE, {"batch_doublings": 1, "length_doublings": 1, "budget_tokens": 512 * 8})
+    trainer = _trainer(config, data_dir)
+    shapes = []
+    trainer.model.register_forward_pre_hook(lambda _model, inputs: shapes.append(tuple(inputs[0].shape)))
+    points = list(trainer.run())
+    assert [shape for shape in shapes if shape[1] != config.seq_len or shape[0] <= 8][:12] != []
+    trained = [shape for shape in shapes if shape in {(8, 32), (4, 64), (8, 64)}]
+    assert trained == [(8, 32)] * 8 + [(8, 64)] * 4
+    assert (points[-1]["step"], points[-1]["tokens"]) == (12, 512 * 8)
 
 
 def _trainer(config: Config, data_dir: Path) -> Trainer:
@@ -111,16 +159,20 @@ def _first_loss(config: Config, data_dir: Path) -> float:
 
 def _weights_after_three_updates(config: Config, data_dir: Path) -> list[float]:
     trainer = _trainer(config, data_dir)
-    for step in range(3):
-        trainer.step = step
+    for _ in range(3):
         trainer.optimizer_step(config.lr)
+        trainer.sequences += config.batch_size
 
-    return [float(parameter.detach().double().square().sum()) for parameter in trainer.model.parameters()]
+    return [float(tensor.double().square().sum()) for tensor in trainer.scored_model.state_dict().values()]
 
 
 def _schedule(config: Config, data_dir: Path) -> Any:
     points = list(_trainer(config, data_dir).run())
-    return [point["values"]["lr"] for point in points] if config.steps else points[-1]["seconds"] >= 1.0
+    if not config.steps:
+        return points[-1]["seconds"] >= 1.0
+
+    lengths = [pieces_at(config, Position(sequences=point["tokens"] // config.seq_len - 1)) for point in points]
+    return [(point["tokens"], point["values"]["lr"], pieces) for point, pieces in zip(points, lengths, strict=True)]
 
 
 def _evaluations(config: Config, data_dir: Path) -> tuple[int, int]:
@@ -131,6 +183,5 @@ def _evaluations(config: Config, data_dir: Path) -> tuple[int, int]:
 
 def _memory(config: Config, data_dir: Path) -> Any:
     trainer = _trainer(config, data_dir)
-    pair = batch(trainer.data.tokens["train"], config, seed=0, step=0)
-    shapes = [tuple(tokens.shape) for tokens, _ in trainer.micro_batches(*pair)]
+    shapes = [tuple(tokens.shape) for tokens, _, _ in trainer.micro_batches(config.batch_size)]
     return shapes, peak_memory_bytes(config, "fp32")

@@ -11,6 +11,7 @@ import pytest
 
 from moe.accounting import account, peak_memory_bytes
 from moe.config import KNOBS, Config, apply
+from moe.precision import cpu_precision
 from moe.presets import PRESETS
 from moe.probe import isolate, probe
 from moe.rundir import run_in
@@ -33,24 +34,33 @@ def probed(make_run: MakeRun) -> Probe:
     return run
 
 
-TREATMENTS: list[dict[str, Any]] = [
-    {"d_model": 128, "n_layers": 3, "n_heads": 4, "seq_len": 128, "rope_base": 100.0, "init_std": 0.03},
-    {"num_experts": 4, "d_expert": 64, "expert_kind": "mlp", "top_k": 1, "normalize_gates": False},
-    {"load_balance_weight": 0.1, "router_z_weight": 0.0, "routing_group": 2, "batch_size": 32},
-    {"lr": 1e-3, "min_lr_ratio": 0.0, "warmup_fraction": 0.2, "weight_decay": 0.0, "grad_clip": 0.5},
-    {"beta1": 0.8, "beta2": 0.99},
+TREATMENTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"d_model": 128, "n_layers": 3, "n_heads": 4, "seq_len": 128, "rope_base": 100.0, "init_std": 0.03}),
+    ({}, {"n_kv_heads": 1, "qk_norm": True, "tie_embeddings": False, "logit_softcap": 5.0, "zero_init_out": True}),
+    ({}, {"num_experts": 4, "d_expert": 64, "expert_kind": "mlp", "top_k": 1, "normalize_gates": False}),
+    ({"n_layers": 4}, {"num_shared_experts": 1, "first_k_dense": 1, "moe_every": 2, "d_dense": 40}),
+    ({}, {"load_balance_weight": 0.1, "router_z_weight": 0.0, "routing_group": 2, "batch_size": 32}),
+    ({"normalize_gates": False}, {"router_score": "sigmoid", "noisy_top_k": True, "capacity_factor": 1.0}),
+    ({}, {"router_init_scale": 0.1, "router_lr_scale": 0.1, "balance_bias_rate": 0.01, "ema_decay": 0.9}),
+    ({}, {"routing": "hash"}),
+    ({}, {"lr": 1e-3, "min_lr_ratio": 0.0, "warmup_fraction": 0.2, "weight_decay": 0.0, "grad_clip": 0.5}),
+    ({"schedule": "wsd"}, {"decay_fraction": 0.5, "batch_doublings": 1, "length_doublings": 1}),
+    ({}, {"schedule": "linear", "beta1": 0.8, "beta2": 0.99}),
+    ({"precision": "bf16"}, {"router_precision": "low"}),
+    ({}, {"optimizer": "muon"}),
+    ({"optimizer": "muon"}, {"muon_momentum": 0.8, "muon_steps": 3}),
 ]
 
 
-@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: ",".join(treatment))
-def test_knobs_that_act_are_seen_to(probed: Probe, treatment: dict[str, Any]) -> None:
-    acts = probed(MICRO, treatment)["acts"]
+@pytest.mark.parametrize(("base", "treatment"), TREATMENTS, ids=lambda changes: ",".join(changes) or "micro")
+def test_knobs_that_act_are_seen_to(probed: Probe, base: dict[str, Any], treatment: dict[str, Any]) -> None:
+    acts = probed(apply(MICRO, base), treatment)["acts"]
     assert {name: seen["on"] for name, seen in acts.items()} == {name: KNOBS[name].acts_on for name in treatment}
     assert [name for name, seen in acts.items() if not seen["acts"]] == []
 
 
 def test_all_science_knobs_are_probed_here() -> None:
-    named = {name for treatment in TREATMENTS for name in treatment}
+    named = {name for _, treatment in TREATMENTS for name in treatment}
     assert named == {name for name, knob in KNOBS.items() if knob.role == "science"}
 
 
@@ -65,6 +75,18 @@ def test_all_science_knobs_are_probed_here() -> None:
         ({"grad_clip": 1e4}, {"grad_clip": 1e5}, {"grad_clip"}),
         ({"lr": 1e-3, "min_lr_ratio": 1.0, "warmup_fraction": 0.0}, {"warmup_fraction": 1e-3}, {"warmup_fraction"}),
         ({"warmup_fraction": 0.0, "min_lr_ratio": 1.0}, {"lr": 1e-3, "beta1": 0.8}, set()),
+        ({}, {"decay_fraction": 0.5}, {"decay_fraction"}),  # of schedule=wsd
+        ({}, {"muon_momentum": 0.8, "muon_steps": 3}, {"muon_momentum", "muon_steps"}),  # of optimizer=muon
+        ({}, {"router_precision": "low"}, {"router_precision"}),  # all of nano is fp32
+        ({}, {"d_dense": 128}, {"d_dense"}),  # no layer is dense
+        ({"first_k_dense": 1}, {"d_dense": 64}, {"d_dense"}),  # top_k * d_expert is that already
+        (
+            {"routing": "hash"},
+            {"load_balance_weight": 0.5, "capacity_factor": 1.0},
+            {"load_balance_weight", "capacity_factor"},
+        ),
+        ({"routing": "hash"}, {"router_lr_scale": 2.0, "noisy_top_k": True}, {"router_lr_scale", "noisy_top_k"}),
+        ({}, {"capacity_factor": 8.0}, {"capacity_factor"}),  # room for everybody
     ],
     ids=str,
 )
@@ -82,7 +104,7 @@ def test_probe_reports_causality_and_costs(probed: Probe) -> None:
     assert score["causal"] is True
     assert "moves earlier logits by at most" in score["causal_detail"]
     expected = {
-        "peak_memory_bytes": peak_memory_bytes(config, "fp32"),
+        "peak_memory_bytes": peak_memory_bytes(config, cpu_precision()),
         "parameters": costs.parameters,
         "active_parameters": costs.active_parameters,
         "flops_per_token": costs.flops_per_token,

