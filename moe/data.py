@@ -34,15 +34,22 @@ from moe.fingerprint import CORPUS_SHA256
 from moe.rundir import Split, sync_folder, write_json
 from moe.tokenizer import Tokens, bytes_of_ids, encode_bpe, encode_bytes, train_bpe
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever prepare() would write other bytes for the same config."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The tokens of each split, the bytes behind each id, and the part of held-out sentences found in train."""
+    """The tokens of each split and where its documents are.
+
+    starts: the index of each document's first token, ascending. topics: the number of its topic in topic_names.
+    id_bytes: the bytes of text behind each id. train_overlap: the part of a split's sentences found in train.
+    """
 
     tokens: dict[Split, Tokens]
+    starts: dict[Split, NDArray[np.int64]]
+    topics: dict[Split, NDArray[np.int32]]
+    topic_names: tuple[str, ...]
     id_bytes: NDArray[np.uint16]
     train_overlap: dict[Split, float]
 
@@ -59,6 +66,9 @@ def prepare(config: Config, data_dir: Path) -> Data:
     sidecar = json.loads((folder / "sidecar.json").read_text())
     return Data(
         tokens={split: np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r") for split in SPLITS},
+        starts={split: np.fromfile(folder / f"{split}_starts.bin", dtype=np.int64) for split in SPLITS},
+        topics={split: np.fromfile(folder / f"{split}_topics.bin", dtype=np.int32) for split in SPLITS},
+        topic_names=tuple(sidecar["topic_names"]),
         id_bytes=np.fromfile(folder / "id_bytes.bin", dtype=np.uint16),
         train_overlap={split: sidecar["train_overlap"][split] for split in SPLITS},
     )
@@ -106,10 +116,15 @@ def _build(config: Config, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
 
-    bpe = train_bpe(parts["train"], config.vocab_size) if config.tokenizer == "bpe" else None
-    files = {"id_bytes.bin": bytes_of_ids(bpe, config.vocab_size)}
+    texts = {split: [document.text for document in parts[split]] for split in SPLITS}
+    topic_names = sorted({document.topic for split in SPLITS for document in parts[split]})
+    number = {name: index for index, name in enumerate(topic_names)}
+    bpe = train_bpe(texts["train"], config.vocab_size) if config.tokenizer == "bpe" else None
+    files: dict[str, NDArray[np.generic]] = {"id_bytes.bin": bytes_of_ids(bpe, config.vocab_size)}
     for split in SPLITS:
-        files[f"{split}.bin"] = encode_bytes(parts[split]) if bpe is None else encode_bpe(bpe, parts[split])
+        encoded = encode_bytes(texts[split]) if bpe is None else encode_bpe(bpe, texts[split])
+        files[f"{split}.bin"], files[f"{split}_starts.bin"] = encoded
+        files[f"{split}_topics.bin"] = np.array([number[document.topic] for document in parts[split]], dtype=np.int32)
 
     for name, content in files.items():
         with (temporary / name).open("wb") as file:
@@ -123,7 +138,8 @@ def _build(config: Config, folder: Path) -> None:
         temporary / "sidecar.json",
         {
             "files": {name: _digest(temporary / name) for name in files},
-            "train_overlap": {split: overlap(parts[split], parts["train"]) for split in SPLITS},
+            "topic_names": topic_names,
+            "train_overlap": {split: overlap(texts[split], texts["train"]) for split in SPLITS},
             "documents": {split: len(parts[split]) for split in SPLITS},
         },
     )

@@ -7,7 +7,8 @@ across vocabularies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,23 @@ Tokens = NDArray[np.uint16]
 """Ids fit: vocab_size is at most 65,536."""
 
 
-def encode_bytes(documents: Sequence[str]) -> Tokens:
-    return np.frombuffer("".join(documents).encode(), dtype=np.uint8).astype(np.uint16)
+BATCH = 1000  # texts at once: an Encoding takes about a hundred times the memory of its ids
 
 
-def train_bpe(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+class Encoded(NamedTuple):
+    """Texts one after the other, and the index at which each one starts."""
+
+    tokens: Tokens
+    starts: NDArray[np.int64]
+
+
+def encode_bytes(texts: Sequence[str]) -> Encoded:
+    raw = [text.encode() for text in texts]
+    tokens = np.frombuffer(b"".join(raw), dtype=np.uint8).astype(np.uint16)
+    return Encoded(tokens, _starts(map(len, raw)))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` ids; id 0 ends a document, and no text can spell it."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -38,13 +51,21 @@ def train_bpe(documents: Sequence[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.removesuffix(END) for document in documents), trainer)
+    tokenizer.train_from_iterator((text.removesuffix(END) for text in texts), trainer)
     return tokenizer
 
 
-def encode_bpe(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
-    encodings = tokenizer.encode_batch_fast(list(documents))
-    return np.concatenate([np.array(encoding.ids, dtype=np.uint16) for encoding in encodings])
+def encode_bpe(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
+    ids: list[Tokens] = []
+    for first in range(0, len(texts), BATCH):
+        encodings = tokenizer.encode_batch_fast(list(texts[first : first + BATCH]))
+        ids += (np.array(encoding.ids, dtype=np.uint16) for encoding in encodings)
+
+    return Encoded(np.concatenate([np.empty(0, dtype=np.uint16), *ids]), _starts(map(len, ids)))
+
+
+def _starts(lengths: Iterable[int]) -> NDArray[np.int64]:
+    return np.cumsum([0, *lengths], dtype=np.int64)[:-1]
 
 
 def bytes_of_ids(tokenizer: Tokenizer | None, vocab_size: int) -> NDArray[np.uint8 | np.uint16]:

@@ -12,7 +12,7 @@ import torch
 
 from moe import corpus
 from moe.config import Config, apply
-from moe.corpus import CorpusError, load_documents, overlap, split_documents, split_of
+from moe.corpus import CorpusError, Document, load_documents, overlap, split_documents, split_of
 from moe.data import Data, batch, prepare, windows
 from moe.presets import PRESETS
 
@@ -21,7 +21,7 @@ BPE = apply(NANO, {"tokenizer": "bpe", "vocab_size": 512})
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[str]:
+def documents() -> list[Document]:
     return load_documents("wikipedia")
 
 
@@ -30,16 +30,16 @@ def data(data_dir: Path) -> Data:
     return prepare(NANO, data_dir)
 
 
-def test_split_is_by_document_and_repeats(documents: list[str]) -> None:
+def test_split_is_by_document_and_repeats(documents: list[Document]) -> None:
     parts = split_documents(documents)
     sizes = {split: len(part) for split, part in parts.items()}
     assert sizes == {"train": 9016, "val": 522, "test": 495}
-    assert split_of(documents[0] + "") == split_of(documents[0])
+    assert all(split_of(document.text) == split for split, part in parts.items() for document in part[:5])
     assert not set(parts["train"]) & (set(parts["val"]) | set(parts["test"]))
 
 
-def test_hardly_any_held_out_sentence_is_in_train(documents: list[str], data: Data) -> None:
-    parts = split_documents(documents)
+def test_hardly_any_held_out_sentence_is_in_train(documents: list[Document], data: Data) -> None:
+    parts = {split: [text for text, _ in part] for split, part in split_documents(documents).items()}
     assert 0 < data.train_overlap["val"] < 0.002
     assert data.train_overlap == {split: overlap(part, parts["train"]) for split, part in parts.items()}
     assert overlap(["A sentence that is long enough. Another one, also long enough."], parts["train"]) == 0.0
@@ -47,15 +47,29 @@ def test_hardly_any_held_out_sentence_is_in_train(documents: list[str], data: Da
 
 
 @pytest.mark.parametrize("config", [NANO, BPE], ids=["byte", "bpe"])
-def test_ids_stand_for_exactly_the_bytes_of_the_text(config: Config, data_dir: Path, documents: list[str]) -> None:
+def test_ids_stand_for_exactly_the_bytes_of_the_text(config: Config, data_dir: Path, documents: list[Document]) -> None:
     prepared = prepare(config, data_dir)
-    text = "".join(split_documents(documents)["val"]).encode()
+    text = "".join(text for text, _ in split_documents(documents)["val"]).encode()
     lengths = prepared.id_bytes[prepared.tokens["val"]].astype(int)
     assert lengths.sum() == len(text)
     assert lengths.min() >= 1
     # Not only in total: each document ends where its id 0 says, so the counts are right along the way.
     ends = np.flatnonzero(prepared.tokens["val"] == 0)
     assert [text[total - 1] for total in lengths.cumsum()[ends]] == [0] * 522
+
+
+@pytest.mark.parametrize("config", [NANO, BPE], ids=["byte", "bpe"])
+def test_each_document_has_its_place_and_topic(config: Config, data_dir: Path, documents: list[Document]) -> None:
+    prepared = prepare(config, data_dir)
+    assert len(prepared.topic_names) == 12
+    assert prepared.topic_names[:2] == ("Arts", "Biology and health sciences")
+    for split, part in split_documents(documents).items():
+        tokens, starts = prepared.tokens[split], prepared.starts[split]
+        assert starts[0] == 0
+        assert (tokens[starts[1:] - 1] == 0).all()  # the document before ends there
+        sizes = np.add.reduceat(prepared.id_bytes[tokens].astype(int), starts)
+        assert sizes.tolist() == [len(document.text.encode()) for document in part]
+        assert [prepared.topic_names[topic] for topic in prepared.topics[split]] == [topic for _, topic in part]
 
 
 def test_another_text_than_expected_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
