@@ -1,13 +1,9 @@
 """A layer's experts: stacked feed-forward networks, each applied to the tokens routed to it.
 
-Tokens are sorted by expert, so that each expert is two plain matrix products over a contiguous slice; cuBLAS and the
-CPU's GEMM do the rest. The stacks are unbound once per forward: indexing them in a loop would zero-fill a whole stack's
-gradient for every expert (about 3 times slower at 64 experts). One host sync a layer, for the slice sizes.
+Plain matrix products do the work, so that cuBLAS and the CPU's GEMM are used at their best sizes. No fused kernels:
+Triton and F.grouped_mm are documented for compute capability 8.0 and up, a T4 has 7.5.
 
-No fused kernels: Triton and F.grouped_mm are documented for compute capability 8.0 and up, a T4 has 7.5, and without a
-kernel for the card F.grouped_mm is the same loop. tests/moe/test_experts.py holds this against a slow reference.
-
-N tokens, K experts a token, A = N * K assignments, E experts, D d_model, F d_expert.
+N tokens, K experts a token, E experts, C tokens that an expert takes, D d_model, F d_expert.
 """
 
 from __future__ import annotations
@@ -17,35 +13,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.config import Config
+from moe.dispatch import mix
+from moe.slots import Path, arrange, arrange_chosen
+from moe.space.experts import GATED
 
 
 class Experts(nn.Module):
-    """E feed-forward networks as stacks [E, out, in]."""
+    """E feed-forward networks as stacks [E, out, in], cast to the type of what they are given."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         n_experts, d, f = config.num_experts, config.d_model, config.d_expert
-        self.gated = config.expert_kind == "swiglu"
-        self.w_in = nn.Parameter(torch.empty(n_experts, 2 * f if self.gated else f, d))  # swiglu: gate, then up
+        self.kind = config.expert_kind
+        self.path: Path = "auto"
+        self.w_in = nn.Parameter(torch.empty(n_experts, 2 * f if self.kind in GATED else f, d))  # gate, then up
         self.w_out = nn.Parameter(torch.empty(n_experts, d, f))
 
-    def forward(self, x_ND: Tensor, gates_NK: Tensor, experts_NK: Tensor, load_E: Tensor) -> Tensor:
-        """Sum of each token's experts, weighted by its gates."""
-        n_tokens, top_k = gates_NK.shape
-        order_A = experts_NK.flatten().argsort(stable=True)
-        place_A = torch.empty_like(order_A)
-        place_A[order_A] = torch.arange(len(order_A), device=order_A.device)
+    def forward(
+        self, x_ND: Tensor, gates_NK: Tensor, experts_NK: Tensor, load_E: Tensor, slots: int | None = None
+    ) -> Tensor:
+        """Sum of each token's experts, weighted by its gates.
 
-        sorted_AD = x_ND.index_select(0, order_A // top_k)
-        slices = zip(torch.split(sorted_AD, load_E.tolist()), self.w_in.unbind(), self.w_out.unbind(), strict=True)
-        y_AD = torch.cat([self._feed_forward(x_nD, w_in, w_out) for x_nD, w_in, w_out in slices if len(x_nD)])
-        y_NKD = y_AD.index_select(0, place_A).view(n_tokens, top_k, -1)
-        return (y_NKD * gates_NK[:, :, None]).sum(dim=1)
+        Args:
+            gates_NK: in fp32 or wider; rounded to the type of x_ND.
+            experts_NK: E, with gate 0, where a capacity dropped the assignment.
+            load_E: how many assignments each expert keeps.
+            slots: a bound on load_E that is known without looking at it, where there is a capacity.
+        """
+        layout = arrange(
+            experts_NK,
+            load_E,
+            path=self.path,
+            slots=slots,
+            d_model=self.w_out.shape[1],
+            d_expert=self.w_out.shape[2],
+            dtype=x_ND.dtype,
+        )
+        gate_R = gates_NK.new_zeros(len(layout.token_R) + 1).scatter(0, layout.slot_A, gates_NK.flatten())
+        return mix(x_ND, gate_R, self.w_in, self.w_out, layout, self.kind)
 
-    def _feed_forward(self, x_nD: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-        hidden = F.linear(x_nD, w_in)
-        if self.gated:
-            gate_nF, up_nF = hidden.chunk(2, dim=-1)
-            return F.linear(F.silu(gate_nF) * up_nF, w_out)
-
-        return F.linear(F.silu(hidden), w_out)
+    def forward_chosen(self, x_ND: Tensor, tokens_EC: Tensor, gates_EC: Tensor) -> Tensor:
+        """Expert choice: sum over the experts that took a token, weighted by their gates."""
+        layout = arrange_chosen(tokens_EC, len(x_ND))
+        return mix(x_ND, F.pad(gates_EC.flatten(), (0, 1)), self.w_in, self.w_out, layout, self.kind)

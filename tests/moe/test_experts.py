@@ -1,26 +1,63 @@
-"""The sorted dispatch and the router against slow references that do the obvious thing, token by token."""
+"""The experts' fast paths against a slow reference that does the obvious thing, token by token, in float64."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from moe.activation import activate
 from moe.config import apply
 from moe.experts import Experts
 from moe.presets import PRESETS
-from moe.routing import Routing, route
+from moe.slots import Path
 
-CASES: list[dict[str, Any]] = [
-    {"num_experts": 4, "top_k": 2},
-    {"num_experts": 8, "top_k": 1, "expert_kind": "mlp"},
-    {"num_experts": 8, "top_k": 8},
-    {"num_experts": 64, "top_k": 2, "d_expert": 8},  # more experts than tokens: most get nothing
-    {"num_experts": 1, "top_k": 1},
-]
+PATHS: tuple[Path, ...] = ("loop", "padded")
+SHAPES: dict[str, dict[str, int]] = {
+    "usual": {"tokens": 24, "num_experts": 4, "top_k": 2},
+    "more experts than assignments": {"tokens": 6, "num_experts": 64, "top_k": 2},
+    "every expert": {"tokens": 10, "num_experts": 8, "top_k": 8},
+    "one token": {"tokens": 1, "num_experts": 4, "top_k": 3},
+    "one expert": {"tokens": 9, "num_experts": 1, "top_k": 1},
+}
+
+
+class Choice(NamedTuple):
+    """A made-up routing."""
+
+    gates: Tensor
+    chosen: Tensor
+    load: Tensor
+
+
+def make_experts(dtype: torch.dtype = torch.float64, **changes: Any) -> Experts:
+    torch.manual_seed(0)
+    experts = Experts(apply(PRESETS["nano"], {"d_model": 16, "d_expert": 12} | changes)).to(dtype)
+    for weights in experts.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+
+    return experts
+
+
+def make_choice(tokens: int, n_experts: int, top_k: int, *, skew: float = 0.0, capacity: int | None = None) -> Choice:
+    """A choice of random experts, all tokens wanting expert 0 with much `skew`; over `capacity` they are dropped."""
+    scores = torch.randn(tokens, n_experts)
+    scores[:, 0] += skew
+    chosen = scores.topk(top_k).indices
+    gates = torch.rand(tokens, top_k, dtype=torch.float64)
+    load = torch.bincount(chosen.flatten(), minlength=n_experts)
+    if capacity is not None:
+        places = torch.nn.functional.one_hot(chosen.flatten(), n_experts).cumsum(0)
+        late = places.gather(1, chosen.flatten()[:, None]).view_as(chosen) > capacity
+        gates = gates.masked_fill(late, 0.0)
+        chosen = chosen.masked_fill(late, n_experts)
+        load = load.clamp_max(capacity)
+
+    return Choice(gates.requires_grad_(), chosen, load)
 
 
 def slow_experts(experts: Experts, x: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
@@ -29,74 +66,127 @@ def slow_experts(experts: Experts, x: Tensor, gates: Tensor, chosen: Tensor) -> 
     for token, token_gates, token_experts in zip(x, gates, chosen.tolist(), strict=True):
         row = torch.zeros_like(token)
         for gate, expert in zip(token_gates, token_experts, strict=True):
-            hidden = experts.w_in[expert] @ token
-            if experts.gated:
-                half = len(hidden) // 2
-                hidden = F.silu(hidden[:half]) * hidden[half:]
-            else:
-                hidden = F.silu(hidden)
-
-            row = row + gate * (experts.w_out[expert] @ hidden)
+            if expert < len(experts.w_in):
+                row = row + gate * (experts.w_out[expert] @ activate(experts.w_in[expert] @ token, experts.kind))
 
         rows.append(row)
 
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
-def test_dispatch_equals_the_slow_reference_forward_and_backward(changes: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    config = apply(PRESETS["nano"], {"d_model": 16, "d_expert": 8} | changes)
-    experts = Experts(config).double()
-    for weights in experts.parameters():
-        torch.nn.init.normal_(weights)
+def results(experts: Experts, x: Tensor, gates: Tensor, run: Callable[[], Tensor]) -> list[Tensor]:
+    """What `run` returns, and the gradients of something that depends on all of it."""
+    y = run()
+    weighting = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).view_as(y)
+    return [y, *torch.autograd.grad((y * weighting).sum(), [x, gates, *experts.parameters()])]
 
+
+def assert_same(fast: list[Tensor], slow: list[Tensor]) -> None:
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "relu2", "mlp"])
+def test_every_kind_of_expert_has_the_references_values_and_gradients(kind: str, path: Path) -> None:
+    experts = make_experts(expert_kind=kind, num_experts=4)
+    experts.path = path
     x = torch.randn(24, 16, dtype=torch.float64, requires_grad=True)
-    logits = torch.randn(24, config.num_experts, dtype=torch.float64, requires_grad=True)
-
-    def run(dispatch: str) -> list[Tensor]:
-        routing = _route(logits, config.top_k)
-        if dispatch == "slow":
-            y = slow_experts(experts, x, routing.gates_NK, routing.experts_NK)
-        else:
-            y = experts(x, routing.gates_NK, routing.experts_NK, routing.load_E)
-
-        return [y, *torch.autograd.grad(y.square().sum(), [x, logits, *experts.parameters()])]
-
-    for fast, slow in zip(run("sorted"), run("slow"), strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    gates, chosen, load = make_choice(24, 4, 2)
+    fast = results(experts, x, gates, lambda: experts(x, gates, chosen, load))
+    assert_same(fast, results(experts, x, gates, lambda: slow_experts(experts, x, gates, chosen)))
 
 
-def test_router_takes_the_most_probable_experts() -> None:
-    logits = torch.tensor([[0.1, 2.0, 1.0], [3.0, -1.0, 0.0]], dtype=torch.float64)
-    routing = _route(logits, top_k=2)
-    probabilities = logits.softmax(dim=-1)
-    assert routing.experts_NK.tolist() == [[1, 2], [0, 2]]
-    torch.testing.assert_close(routing.gates_NK.sum(dim=-1), torch.ones(2, dtype=torch.float64))
-    raw = route(logits, top_k=2, normalize_gates=False, tokens_per_group=2)
-    torch.testing.assert_close(raw.gates_NK, probabilities.gather(1, raw.experts_NK))
-    assert routing.load_E.tolist() == [1, 1, 2]
-    torch.testing.assert_close(routing.z_loss, torch.logsumexp(logits, dim=-1).square().mean())
-    torch.testing.assert_close(routing.entropy, -(probabilities * probabilities.log()).sum(dim=-1).mean())
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("skew", [0.0, 100.0])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_shape_has_the_references_values_and_gradients(shape: dict[str, int], skew: float, path: Path) -> None:
+    tokens, n_experts, top_k = shape.values()
+    experts = make_experts(num_experts=n_experts, top_k=top_k)
+    experts.path = path
+    x = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
+    gates, chosen, load = make_choice(tokens, n_experts, top_k, skew=skew)
+    fast = results(experts, x, gates, lambda: experts(x, gates, chosen, load))
+    assert_same(fast, results(experts, x, gates, lambda: slow_experts(experts, x, gates, chosen)))
 
 
-def test_balance_loss_is_one_when_even_and_as_switch_defines_it() -> None:
-    even = torch.eye(4, dtype=torch.float64) * 5
-    torch.testing.assert_close(_route(even, top_k=1).balance_loss, torch.tensor(1.0, dtype=torch.float64))
-
-    collapsed = torch.tensor([[5.0, 0.0, 0.0, 0.0]] * 4, dtype=torch.float64)
-    expected = 4 * 1.0 * collapsed[0].softmax(dim=-1)[0]  # all tokens (f = 1) on expert 0
-    torch.testing.assert_close(_route(collapsed, top_k=1).balance_loss, expected)
-
-
-def test_balance_loss_is_the_mean_over_routing_groups() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(12, 4, dtype=torch.float64)
-    whole = route(logits, top_k=2, normalize_gates=True, tokens_per_group=6).balance_loss
-    parts = [_route(part, top_k=2).balance_loss for part in torch.split(logits, 6)]
-    torch.testing.assert_close(whole, torch.stack(parts).mean())
-    assert abs(whole - _route(logits, top_k=2).balance_loss) > 1e-3
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+@pytest.mark.parametrize("capacity", [1, 5])
+def test_dropped_assignments_neither_act_nor_learn(capacity: int, path: Path) -> None:
+    experts = make_experts(num_experts=4)
+    experts.path = path
+    x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
+    gates, chosen, load = make_choice(12, 4, 2, skew=2.0, capacity=capacity)
+    fast = results(experts, x, gates, lambda: experts(x, gates, chosen, load, capacity))
+    slow = results(experts, x, gates, lambda: slow_experts(experts, x, gates, chosen))
+    assert_same(fast, slow)
+    assert fast[2][chosen == 4].eq(0.0).all()
 
 
-def _route(logits: Tensor, top_k: int) -> Routing:
-    return route(logits, top_k=top_k, normalize_gates=True, tokens_per_group=len(logits))
+@pytest.mark.parametrize("path", PATHS)
+def test_expert_choice_has_the_references_values_and_gradients(path: Path) -> None:
+    experts = make_experts(num_experts=4)
+    experts.path = path
+    x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
+    gates = torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
+    tokens = torch.rand(4, 11).topk(5).indices  # nobody takes the last token
+
+    def slow() -> Tensor:
+        y = torch.zeros_like(x)
+        for expert, (w_in, w_out) in enumerate(zip(experts.w_in, experts.w_out, strict=True)):
+            taken_rows = activate(x[tokens[expert]] @ w_in.T, experts.kind) @ w_out.T
+            y = y.index_add(0, tokens[expert], gates[expert, :, None] * taken_rows)
+
+        return y
+
+    fast = results(experts, x, gates, lambda: experts.forward_chosen(x, tokens, gates))
+    assert_same(fast, results(experts, x, gates, slow))
+    assert fast[0][11].eq(0.0).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_types_are_as_near_as_their_rounding(dtype: torch.dtype, path: Path) -> None:
+    experts = make_experts(torch.float32, num_experts=4)
+    experts.path = path
+    x = torch.randn(24, 16).to(dtype).requires_grad_()
+    gates, chosen, load = make_choice(24, 4, 2)
+    gates = gates.detach().float().requires_grad_()
+    narrow = results(experts, x, gates, lambda: experts(x, gates, chosen, load))
+    assert [part.dtype for part in narrow] == [dtype, dtype, *[torch.float32] * 3]
+
+    wide = make_experts(num_experts=4)
+    wide.load_state_dict(experts.state_dict())
+    x, gates = (t.detach().double().requires_grad_() for t in (x, gates))
+    exact = results(wide, x, gates, lambda: slow_experts(wide, x, gates, chosen))
+    for a, b in zip(narrow, exact, strict=True):
+        assert (a.double() - b).norm() < 4 * torch.finfo(dtype).eps * b.norm()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_recomputed_in_the_backward_pass_the_gradients_are_the_same_bits(path: Path) -> None:
+    experts = make_experts(num_experts=4)
+    experts.path = path
+    x = torch.randn(24, 16, dtype=torch.float64, requires_grad=True)
+    gates, chosen, load = make_choice(24, 4, 2)
+
+    def run() -> Tensor:
+        y: Tensor = experts(x, gates, chosen, load)
+        return y
+
+    plain = results(experts, x, gates, run)
+    again = results(experts, x, gates, run)
+    recomputed = results(experts, x, gates, lambda: checkpoint(run, use_reentrant=False))
+    for a, b, c in zip(plain, again, recomputed, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    experts = make_experts(num_experts=4)
+    x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
+    gates, chosen, load = make_choice(4, 4, 2)
+    y = experts(x, gates, chosen, load)
+    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.backward(slope.sum())

@@ -1,0 +1,121 @@
+"""Where each assignment of a token to an expert is computed: a row of its own, expert after expert.
+
+Two layouts. *Loop*: an expert has as many rows as it has tokens, known from one host sync, and is computed by itself.
+*Padded*: all experts have equally many rows, so that they are computed together. Rows without a token compute token 0
+once more, with gate 0, and nobody reads the result. With a capacity, the padded layout needs no sync.
+
+N tokens, K experts a token, A = N * K assignments, E experts, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Path = Literal["auto", "loop", "padded"]
+
+MOST_PADDING = 1.25  # rows an assignment: under skew, padding would make every expert as slow as the busiest
+
+LOOP_FROM: Mapping[tuple[str, torch.dtype], int] = MappingProxyType(
+    {
+        ("cpu", torch.float32): 1 << 20,
+        ("cpu", torch.bfloat16): 1 << 20,
+    }
+)
+"""From how many multiplications in one product of one expert a loop is faster than padding."""
+
+
+class Slots(NamedTuple):
+    """Rows and who sits in them.
+
+    `token_R`: the token that each row computes. `slot_A`: token by token, the rows whose results it sums; R stands for
+    nothing (a dropped assignment). `bag_N`: where each token's part of slot_A begins. `rows_E`: each expert's rows, on
+    the host; empty if all experts have R / E.
+    """
+
+    token_R: Tensor
+    slot_A: Tensor
+    bag_N: Tensor
+    rows_E: Tensor
+
+
+def choose(
+    loads: Sequence[int] | None, *, assignments: int, d_model: int, d_expert: int, dtype: torch.dtype, device: str
+) -> Literal["loop", "padded"]:
+    """The faster layout for experts with these loads; `loads` is None where reading them would cost a sync."""
+    if loads is None:
+        return "padded"
+
+    if len(loads) * max(loads) > MOST_PADDING * assignments:
+        return "loop"
+
+    work = assignments // len(loads) * d_model * d_expert
+    return "loop" if work >= LOOP_FROM.get((device, dtype), 1 << 20) else "padded"
+
+
+def arrange(
+    experts_NK: Tensor,
+    load_E: Tensor,
+    *,
+    path: Path,
+    slots: int | None,
+    d_model: int,
+    d_expert: int,
+    dtype: torch.dtype,
+) -> Slots:
+    """Rows for assignments of which `load_E` go to each expert; an assignment to expert E has been dropped.
+
+    Args:
+        slots: a bound on every load, known without a sync; None: read the loads.
+    """
+    (n_tokens, top_k), n_experts, device = experts_NK.shape, len(load_E), experts_NK.device
+    loads = load_E.tolist() if slots is None or device.type == "cpu" else None
+    if path == "auto":
+        path = choose(
+            loads,
+            assignments=n_tokens * top_k,
+            d_model=d_model,
+            d_expert=d_expert,
+            dtype=dtype,
+            device=device.type,
+        )
+
+    if path == "padded":
+        rows: list[int] = []
+        size = max(loads) if loads is not None else slots or 0
+        n_rows = n_experts * size
+        first_row_E = torch.arange(0, n_rows, size, device=device) if size else torch.zeros_like(load_E)
+    elif loads is None:
+        raise ValueError("the loop reads the loads; with a capacity the layout on this device is padded")
+    else:
+        rows = loads
+        n_rows = sum(rows)
+        first_row_E = load_E.cumsum(0) - load_E
+
+    expert_A, order_A = experts_NK.flatten().sort(stable=True)
+    shift_E = first_row_E - (load_E.cumsum(0) - load_E)
+    row_A = torch.arange(len(order_A), device=device) + F.pad(shift_E, (0, 1), value=n_rows)[expert_A]
+    row_A.clamp_(max=n_rows)
+    return Slots(
+        token_R=order_A.new_zeros(n_rows + 1).scatter_(0, row_A, order_A // top_k)[:n_rows],
+        slot_A=torch.empty_like(order_A).scatter_(0, order_A, row_A),
+        bag_N=torch.arange(0, len(order_A), top_k, device=device),
+        rows_E=torch.tensor(rows, dtype=torch.long),
+    )
+
+
+def arrange_chosen(tokens_EC: Tensor, n_tokens: int) -> Slots:
+    """Rows for experts that took C tokens each; a token may have any number of them."""
+    token_R = tokens_EC.flatten()
+    load_N = token_R.new_zeros(n_tokens).scatter_add_(0, token_R, torch.ones_like(token_R))
+    return Slots(
+        token_R=token_R,
+        slot_A=token_R.argsort(stable=True),
+        bag_N=load_N.cumsum(0) - load_N,
+        rows_E=torch.empty(0, dtype=torch.long),
+    )
