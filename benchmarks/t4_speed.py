@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
+from moe.precision import BYTES, Precision
 from moe.presets import PRESETS
-from moe.roofline import LOGIT_BYTES, T4, CardModel, Precision, Products, Speed, Work, predict, speed
+from moe.roofline import LOGIT_BYTES, T4, CardModel, Products, Speed, Work, predict, speed
 
 DATA = Path(__file__).parent / "data" / "t4_dense.csv"
 
@@ -102,7 +103,7 @@ def read(path: Path) -> list[Measured]:
 def dense_work(shape: Shape, precision: Precision) -> Work:
     """What a step of the measured model asks for."""
     n, d, layers = shape.tokens, shape.width, shape.layers
-    size = 4 if precision == "fp32" else 2
+    size = BYTES[precision]
 
     def products(inner: int, outer: int, forwards: int, times: int) -> tuple[Products, ...]:
         moved = times * size * (n * inner + n * outer + inner * outer)
@@ -169,7 +170,7 @@ def predicted_memory(shape: Shape, precision: Precision) -> float:
     The loss: logits, softmax and gradient, but no gradients of weights yet. The last block's backward: all gradients,
     the block computed again, and the logits, which the script still holds. AdamW: two copies of the largest matrix.
     """
-    size = 4 if precision == "fp32" else 2
+    size = BYTES[precision]
     logits, width = VOCABULARY * shape.tokens, shape.width
     hidden = (6 * 4 if precision == "fp32" else 7 * 2) * FEED_FORWARD  # fp16: with copies in fp32
     loss = (12 if precision == "fp32" else 14) * logits + 4 * VOCABULARY * width
@@ -180,7 +181,7 @@ def predicted_memory(shape: Shape, precision: Precision) -> float:
 
 def accounted_memory(shape: Shape, precision: Precision) -> float:
     """The same by the formula of moe/accounting.py, which adds all peaks up, for a model that computes blocks twice."""
-    size = 4 if precision == "fp32" else 2
+    size = BYTES[precision]
     states = shape.parameters * (16 if precision == "fp32" else 18)
     block = 24 * shape.width + size * (4 * QUERIES + 4 * KEYS + 4 * FEED_FORWARD)
     logits = 12 * shape.tokens * (VOCABULARY + shape.width) + 4 * VOCABULARY * shape.width

@@ -9,19 +9,17 @@ was fitted to a thousand measurements on a T4 of another, dense model, which `py
 and prints with its errors; what our model asks for was counted by `python -m benchmarks.kernels`. No mixture of experts
 has been timed on a T4 yet.
 
-Left out: uneven load of the experts, the host waiting once a layer for their loads, and data loading.
+Left out: uneven load of the experts, the host waiting once a layer for their loads, Muon's iterations, data loading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from moe.accounting import LOGITS_CHUNK, account, activation_bytes
 from moe.config import Config
-
-Precision = Literal["fp32", "fp16"]
+from moe.precision import BYTES, Precision, precision_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +97,11 @@ The launch time is that of the host it was measured on, with PyTorch in eager mo
 RECOMPUTED = 4 / 3
 """What is computed twice in the forward pass costs a third more: the backward is two forwards."""
 
-KEPT_PASSES: Mapping[Precision, float] = {"fp32": 7.0, "fp16": 9.3}
+KEPT_PASSES: Mapping[Precision, float] = {"fp32": 8.4, "fp16": 10.0}
 """Bytes moved for each byte that autograd keeps: eager PyTorch reads and writes every intermediate (counted)."""
 
-WEIGHT_BYTES: Mapping[Precision, float] = {"fp32": 7.5, "fp16": 15.8}
-"""Bytes moved for each parameter and micro-batch: gradients of stacks; in fp16 also casts there and back (counted)."""
+WEIGHT_BYTES: Mapping[Precision, float] = {"fp32": 0.1, "fp16": 17.7}
+"""Bytes moved for each parameter and micro-batch: in fp16 casts there and back (counted)."""
 
 LOGIT_BYTES: Mapping[Precision, float] = {"fp32": 32.0, "fp16": 44.0}
 """Bytes moved for each logit: log-softmax, its gradient, in fp16 also casts (counted)."""
@@ -112,14 +110,21 @@ OPTIMIZER_BYTES: Mapping[Precision, float] = {"fp32": 40.0, "fp16": 48.0}
 """Bytes moved for each parameter and step: fused AdamW 28, the norm and clipping 12, unscaling 8."""
 
 MODEL_LAUNCHES: Mapping[Precision, float] = {"fp32": 60.0, "fp16": 68.0}
-LAYER_LAUNCHES: Mapping[Precision, float] = {"fp32": 169.0, "fp16": 183.0}
-EXPERT_LAUNCHES: Mapping[Precision, float] = {"fp32": 8.0, "fp16": 8.0}
+LAYER_LAUNCHES: Mapping[Precision, float] = {"fp32": 172.0, "fp16": 184.0}
+EXPERT_LAUNCHES: Mapping[Precision, float] = {"fp32": 16.0, "fp16": 22.0}
 """Kernels of a micro-batch, both ways: of the model around its layers, of a layer, of an expert (counted)."""
 
 
 def speed(config: Config, card: CardModel = T4) -> Speed:
-    """What `card` makes of `config` at its micro-batch; fp16 unless the config says fp32, as on every CUDA card."""
-    precision: Precision = "fp32" if config.precision == "fp32" else "fp16"
+    """What `card` makes of `config` at its micro-batch, in batches of full size and length.
+
+    Raises:
+        ValueError: the card has no rate in the config's precision: a T4 has none in bf16.
+    """
+    precision = precision_on("cuda", config.precision)
+    if precision not in card.matmul_flops:
+        raise ValueError(f"nothing is known of the speed of a {card.name} in {precision}")
+
     return predict(work_of(config, precision), config.batch_size * config.seq_len, precision, card)
 
 
@@ -128,13 +133,16 @@ def work_of(config: Config, precision: Precision) -> Work:
     tokens = config.micro_batch_size * config.seq_len
     cost = account(config)
     head = config.vocab_size * config.d_model
-    size = 4 if precision == "fp32" else 2
+    size = BYTES[precision]
     logits = tokens * config.vocab_size
     head_again = RECOMPUTED if logits > LOGITS_CHUNK else 1.0  # logits in chunks are not kept
+    again = RECOMPUTED if config.activation_checkpointing else 1.0
+    kept = activation_bytes(config.model_copy(update={"activation_checkpointing": False}), precision)
+    experts = sum(config.moe_layers) * config.num_experts
     return Work(
         body=(
             Products(
-                flops=(cost.flops_per_token - 6 * head) * tokens,
+                flops=again * (cost.flops_per_token - 6 * head) * tokens,
                 bytes_moved=4 * size * (cost.parameters - head),  # weights three times, and their gradients
                 width=min(config.d_model, config.d_expert, tokens * config.top_k / config.num_experts),
             ),
@@ -146,11 +154,11 @@ def work_of(config: Config, precision: Precision) -> Work:
                 width=min(config.d_model, tokens),
             ),
         ),
-        bytes_moved=KEPT_PASSES[precision] * activation_bytes(config, precision)
+        bytes_moved=again * KEPT_PASSES[precision] * kept
         + WEIGHT_BYTES[precision] * cost.parameters
         + head_again * LOGIT_BYTES[precision] * logits,
         launches=MODEL_LAUNCHES[precision]
-        + config.n_layers * (LAYER_LAUNCHES[precision] + config.num_experts * EXPERT_LAUNCHES[precision]),
+        + again * (config.n_layers * LAYER_LAUNCHES[precision] + experts * EXPERT_LAUNCHES[precision]),
         micro_batches=config.batch_size // config.micro_batch_size,
         optimizer_bytes=OPTIMIZER_BYTES[precision] * cost.parameters,
     )

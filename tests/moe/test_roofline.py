@@ -11,8 +11,9 @@ import pytest
 from benchmarks.t4_speed import DATA, FITTED, energy_errors, fit, held_out, predicted_memory, read, relative_errors
 from moe.accounting import account
 from moe.config import Config, apply
+from moe.precision import Precision
 from moe.presets import PRESETS
-from moe.roofline import RECOMPUTED, T4, Precision, speed
+from moe.roofline import RECOMPUTED, T4, speed
 
 ROWS = read(DATA)
 IDEAL = dataclasses.replace(
@@ -26,6 +27,7 @@ IDEAL = dataclasses.replace(
 CONFIGS = dict(PRESETS) | {
     "fine-grained": apply(PRESETS["t4"], {"num_experts": 64, "top_k": 8, "d_expert": 384}),
     "fp32": apply(PRESETS["t4"], {"precision": "fp32"}),
+    "dense at first": apply(PRESETS["t4"], {"first_k_dense": 2, "num_shared_experts": 1, "tie_embeddings": False}),
 }
 
 
@@ -62,8 +64,14 @@ def test_what_costs_more_is_slower() -> None:
         {"d_expert": 768, "top_k": 4},  # as many FLOPs, more to gather
         {"num_experts": 64, "micro_batch_size": 1},
         {"precision": "fp32"},
+        {"activation_checkpointing": True},
     ):
         assert speed(apply(PRESETS["t4"], changes)).tokens_per_second < t4
+
+
+def test_a_precision_that_the_card_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="Tesla T4 in bf16"):
+        speed(apply(PRESETS["t4"], {"precision": "bf16"}))
 
 
 def test_the_constants_are_those_that_the_measurements_give() -> None:
