@@ -7,6 +7,8 @@ end counts as one byte of text. Always fp32, whatever the training precision; no
 keeps its name on every split; `split` says which. Raise moe.fingerprint.EVALUATOR_VERSION with any change that moves a
 score.
 
+The same pass tells what else is known of the model: moe/metrics.py lists it, docs/metrics.md explains it.
+
 What this does not do: trust the training process. Of train.json it takes only the cost, not the quality.
 """
 
@@ -18,8 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from moe.accounting import account
 from moe.config import ConfigError, scientific
@@ -27,9 +29,15 @@ from moe.data import Data, prepare, windows
 from moe.fingerprint import CORPUS_SHA256, EVALUATOR_VERSION
 from moe.health import NonFiniteError
 from moe.model import MoE
-from moe.rundir import Split, device_of, read_request, run_in, write_json
+from moe.predictions import PredictionTally, predict
+from moe.rundir import Request, Split, device_of, read_request, run_in, write_json
+from moe.specialization import LayerReport, RouterTally, load_statistics, margins_of
 
 BATCH_TOKENS = 8192  # tokens a forward pass; large enough for a T4, small enough for any memory
+
+
+ROUTER_METRICS = ("router_entropy", "load_entropy", "router_margin", "expert_topic_mi", "expert_topic_mi_share")
+"""Means over the layers with experts."""
 
 
 class Score(NamedTuple):
@@ -38,18 +46,12 @@ class Score(NamedTuple):
     nats: float
     tokens: int
     bytes: int
-    load: LoadStatistics
+    predictions: PredictionTally
+    routers: RouterTally
 
     @property
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / self.bytes
-
-
-class LoadStatistics(NamedTuple):
-    """How evenly experts are used. imbalance: the largest load over the mean, 1 when even, averaged over layers."""
-
-    imbalance: float
-    dead_experts: int
 
 
 def evaluate(directory: Path) -> None:
@@ -57,24 +59,90 @@ def evaluate(directory: Path) -> None:
     request = read_request(directory)
     config = request.config
     device = device_of(request)
-    if not (directory / "checkpoint.pt").exists():
-        raise FileNotFoundError(f"{directory / 'checkpoint.pt'} is missing; moe.train writes it when it completes")
-
-    checkpoint = torch.load(directory / "checkpoint.pt", weights_only=True, map_location=device)
-    if checkpoint["config"] != scientific(config) or checkpoint["seed"] != request.seed:
-        raise ConfigError("checkpoint.pt was trained with another config or seed than config.json names")
-
-    model = MoE(config)
-    model.load_state_dict(checkpoint["model"])
-    model.to(device)
+    model = load_model(directory, request, device)
     data = prepare(config, request.data_dir)
     score = score_tokens(model, data, request.split, config.eval_tokens, device)
+    trained = json.loads((directory / "train.json").read_text())
+    content: dict[str, Any] = {
+        **result(score, data, request),
+        "flops": trained["flops"],
+        "steps": trained["steps"],
+        "train_tokens": trained["tokens"],
+        "train_seconds": trained["seconds"],
+        "peak_memory_bytes": trained["peak_memory_bytes"],
+        **quality(score),
+    }
+    write_json(directory / "score.json", content)
+
+
+def load_model(directory: Path, request: Request, device: torch.device) -> MoE:
+    """The trained model of DIR/checkpoint.pt.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigError: it is of another config or seed than `request`.
+    """
+    path = directory / "checkpoint.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; moe.train writes it when it completes")
+
+    checkpoint = torch.load(path, weights_only=True, map_location=device)
+    if checkpoint["config"] != scientific(request.config) or checkpoint["seed"] != request.seed:
+        raise ConfigError("checkpoint.pt was trained with another config or seed than config.json names")
+
+    model = MoE(request.config)
+    model.load_state_dict(checkpoint["model"])
+    return model.to(device)
+
+
+@torch.no_grad()
+def score_tokens(model: MoE, data: Data, split: Split, n_targets: int, device: torch.device) -> Score:
+    """Cross entropy of the first `n_targets` next tokens of a split, in fp32."""
+    model.eval()
+    trained_in, model.compute = model.compute, None
+    config = model.config
+    starts, tokens_N = data.starts[split], data.tokens[split]
+    topic_W = data.topics[split][: np.searchsorted(starts, n_targets, side="right")]
+    id_bytes = data.id_bytes.astype("int64")
+    mixed = [layer for layer, has_experts in enumerate(config.moe_layers) if has_experts]
+    predictions = PredictionTally(config.seq_len, data.topic_names)
+    routers = RouterTally(mixed, topic_W, len(data.topic_names))
+    nats, n_tokens, n_bytes = 0.0, 0, 0
+    rows = max(1, BATCH_TOKENS // config.seq_len)
+    with margins_of(model) as margins:
+        for tokens_BT, targets_BT in windows(tokens_N, n_targets, config.seq_len, rows):
+            count = targets_BT.numel()
+            x_ND, routings = model.hidden(tokens_BT.to(device))
+            predicted = predict(x_ND, model.head_weight, targets_BT.flatten().to(device), config.logit_softcap)
+            # The mean in fp32 times the number of tokens, since version 1 of the evaluator.
+            nats += float(predicted.nats / count) * count
+
+            bytes_N = id_bytes[targets_BT.flatten().numpy()]
+            # The documents of the tokens and, one further, of their targets.
+            places = np.arange(n_tokens, n_tokens + count + 1)
+            document_N = np.searchsorted(starts, places, side="right") - 1
+            predictions.add(predicted, bytes_N, topic_W[document_N[1:]], targets_BT.shape[1])
+            routers.add(routings, margins, torch.from_numpy(document_N[:-1]).to(device))
+            margins.clear()
+            n_tokens += count
+            n_bytes += int(bytes_N.sum())
+
+    model.compute = trained_in
+    return Score(nats=nats, tokens=n_tokens, bytes=n_bytes, predictions=predictions, routers=routers)
+
+
+def result(score: Score, data: Data, request: Request) -> dict[str, Any]:
+    """What every score.json about a model says first.
+
+    Raises:
+        NonFiniteError: the model's predictions are not numbers.
+    """
     if not math.isfinite(score.nats):
         raise NonFiniteError("score is not finite", 0)
 
-    trained = json.loads((directory / "train.json").read_text())
+    config = request.config
     costs = account(config)
-    content: dict[str, Any] = {
+    return {
         "val_bpb": score.bits_per_byte,
         "causal": config.causal,
         "val_loss": score.nats / score.tokens,
@@ -86,45 +154,32 @@ def evaluate(directory: Path) -> None:
         "train_overlap": data.train_overlap[request.split],
         "parameters": costs.parameters,
         "active_parameters": costs.active_parameters,
-        "flops": trained["flops"],
-        "steps": trained["steps"],
-        "train_tokens": trained["tokens"],
-        "train_seconds": trained["seconds"],
-        "peak_memory_bytes": trained["peak_memory_bytes"],
-        "load_imbalance": score.load.imbalance,
-        "dead_experts": score.load.dead_experts,
     }
-    write_json(directory / "score.json", content)
 
 
-@torch.no_grad()
-def score_tokens(model: MoE, data: Data, split: Split, n_targets: int, device: torch.device) -> Score:
-    """Cross entropy of the first `n_targets` next tokens of a split, in fp32."""
-    model.eval()
-    trained_in, model.compute = model.compute, None
-    config = model.config
-    rows = max(1, BATCH_TOKENS // config.seq_len)
-    id_bytes = torch.from_numpy(data.id_bytes.astype("int64"))
-    nats, n_tokens, n_bytes = 0.0, 0, 0
-    load_LE = torch.zeros(sum(config.moe_layers), config.num_experts, dtype=torch.long, device=device)
-    for tokens, targets in windows(data.tokens[split], n_targets, config.seq_len, rows):
-        output = model(tokens.to(device), targets.to(device))
-        nats += float(output.cross_entropy) * targets.numel()
-        n_tokens += targets.numel()
-        n_bytes += int(id_bytes[targets].sum())
-        load_LE += output.load_LE
+def quality(score: Score) -> dict[str, Any]:
+    """Numbers that may be an experiment's metric, then tables."""
+    load = load_statistics(score.routers.loads)
+    layers = score.routers.report()
+    predictions = score.predictions
+    return {
+        "load_imbalance": load.imbalance,
+        "dead_experts": load.dead_experts,
+        "bpb_late": predictions.bpb_late,
+        "accuracy": predictions.accuracy,
+        "confidence": predictions.confidence,
+        "calibration_error": predictions.calibration_error,
+        **{name: _over_layers(name, layers) for name in ROUTER_METRICS},
+        "bpb_by_topic": predictions.topics(),
+        "nats_by_position": predictions.positions(),
+        "reliability": predictions.reliability(),
+        "layers": [layer._asdict() for layer in layers],
+    }
 
-    model.compute = trained_in
-    return Score(nats=nats, tokens=n_tokens, bytes=n_bytes, load=load_statistics(load_LE))
 
-
-def load_statistics(load_LE: Tensor) -> LoadStatistics:
-    """From counts of tokens by layer and expert; an expert is dead if it got none of them."""
-    load = load_LE.double()
-    return LoadStatistics(
-        imbalance=float((load.max(dim=1).values / load.mean(dim=1)).mean()),
-        dead_experts=int((load_LE == 0).sum()),
-    )
+def _over_layers(name: str, layers: list[LayerReport]) -> float | None:
+    values = [getattr(layer, name) for layer in layers]
+    return None if None in values else sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from moe.average import WeightAverage
 from moe.checkpoint import Checkpoints, end_by_sigterm, noting_sigterm
 from moe.config import Config, scientific
 from moe.data import Data, batch, prepare
-from moe.evaluate import load_statistics, score_tokens
+from moe.evaluate import score_tokens
 from moe.health import NonFiniteError, Watch
 from moe.model import MoE, Output
 from moe.noise import router_noise
@@ -45,6 +45,8 @@ from moe.rundir import (
     write_json,
 )
 from moe.schedule import Position, batch_at, learning_rate, pieces_at, progress_at
+from moe.specialization import load_statistics
+from moe.stability import RoutingProbe
 
 PROGRESS_TOKENS = 8192  # of val, for the curve; the score uses eval_tokens
 POINTS = 20  # metric lines a run at least, evenly spaced (fewer only if there are fewer steps)
@@ -52,7 +54,7 @@ POINT_SECONDS = 1.0  # and at least one a second
 
 # What a Trainer resumes with: plain numbers, and its parts that have a state_dict().
 COUNTERS = ("step", "sequences", "seconds", "evals_done", "points_done", "last_point")
-PARTS = ("model", "average", "scaler", "watch")
+PARTS = ("model", "average", "scaler", "watch", "routing_probe")
 
 COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -132,6 +134,7 @@ class Trainer:
         self.half = precision == "fp16"
         self.scaler = torch.GradScaler(self.device.type, enabled=self.half)
         self.watch = Watch(self.config)
+        self.routing_probe = RoutingProbe(self.config, self.data.tokens["val"], self.device)
 
     @property
     def tokens(self) -> int:
@@ -197,6 +200,8 @@ class Trainer:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
                 score = score_tokens(self.scored_model, self.data, "val", n_tokens, self.device)
                 values["val_bpb"] = score.bits_per_byte
+                if (stability := self.routing_probe.look(self.scored_model)) is not None:
+                    values["router_stability"] = stability
 
             self.evals_done, self.points_done, self.last_point = evals_due, points_due, self.seconds
             yield {
