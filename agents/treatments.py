@@ -132,7 +132,7 @@ def _range(knob: Knob) -> tuple[float, float, bool]:
 
     if search.choices:
         numbers = [_number(choice) for choice in search.choices]
-        return min(numbers), max(numbers), True
+        return min(numbers), max(numbers), min(numbers) > 0.0
 
     return search.low or 0.0, search.high or 1.0, search.log
 

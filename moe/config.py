@@ -6,8 +6,9 @@ declaration of where it can be seen to act; tests/moe/test_knobs.py perturbs eve
 
     config = apply(PRESETS["micro"], {"top_k": 1, "lr": 1e-3})
 
-A field belongs to one of four roles:
+A field belongs to one of five roles:
 - science: part of the question; a treatment may change it
+- post: what is done to the weights after training; a treatment may change it, and trains nothing new with it
 - budget, evaluation: what makes two runs comparable; equal on both sides, never changed by a treatment
 - machine: how the same gradients are computed on a smaller card; no part of the fingerprint
 """
@@ -25,6 +26,7 @@ from moe.knobs import Acts, Knob, Value
 from moe.space.backbone import Backbone
 from moe.space.experts import Experts
 from moe.space.optimization import Optimization
+from moe.space.post import Post
 from moe.space.routing import Routing
 from moe.space.run import Run
 
@@ -36,7 +38,7 @@ class ConfigError(ValueError):
     """A config that cannot be: names each field at fault, its bound, and the nearest known name. Raised by apply()."""
 
 
-class Config(Run, Optimization, Routing, Experts, Backbone):
+class Config(Post, Run, Optimization, Routing, Experts, Backbone):
     """One training configuration: the fields of moe/space/, in one flat record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -53,8 +55,8 @@ class Config(Run, Optimization, Routing, Experts, Backbone):
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             yield f"n_heads={self.n_heads} must divide d_model={self.d_model} into an even head width"
 
-        if self.n_heads % self.kv_heads:
-            yield f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}"
+        if self.n_heads % self.gqa_group_size:
+            yield f"gqa_group_size={self.gqa_group_size} must divide n_heads={self.n_heads}"
 
         if self.top_k > self.num_experts:
             yield f"top_k={self.top_k} is more than num_experts={self.num_experts}"
@@ -93,15 +95,25 @@ class Config(Run, Optimization, Routing, Experts, Backbone):
                 f"batch_size * seq_len = {self.batch_size * self.seq_len} tokens"
             )
 
+        gone = self.prune_experts + self.merge_experts
+        if gone > self.num_experts - self.top_k:
+            yield (
+                f"prune_experts={self.prune_experts} and merge_experts={self.merge_experts} must leave "
+                f"top_k={self.top_k} of num_experts={self.num_experts}"
+            )
+
+        if gone and self.routing == "hash":
+            yield "prune_experts and merge_experts need a learned router; routing=hash has none"
+
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
-        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+        return self.n_heads // self.gqa_group_size
 
     @property
     def dense_width(self) -> int:
-        """Hidden width of a dense layer: `d_dense`, or that of the experts that one token meets."""
-        return self.d_dense or (self.top_k + self.num_shared_experts) * self.d_expert
+        """Hidden width of a dense layer."""
+        return max(1, round(self.dense_scale * (self.top_k + self.num_shared_experts) * self.d_expert))
 
     @property
     def moe_layers(self) -> tuple[bool, ...]:
@@ -162,6 +174,7 @@ def _describe(name: str) -> Knob:
         high=bounds.get("le", bounds.get("lt")),
         choices=choices,
         search=acts.search,
+        needs=acts.needs,
     )
 
 
@@ -197,7 +210,7 @@ def apply(base: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def apply_treatment(base: Config, treatment: Mapping[str, Any]) -> Config:
-    """apply(), but only for fields that are science, and only for values that differ from the baseline's.
+    """apply(), but only for fields that are science or post, and only for values that differ from the baseline's.
 
     Raises:
         ConfigError: as apply(); also when nothing is changed, or what makes runs comparable is.
@@ -208,18 +221,27 @@ def apply_treatment(base: Config, treatment: Mapping[str, Any]) -> Config:
     config = apply(base, treatment)
     for name in treatment:
         role = KNOBS[name].role
-        if role != "science":
+        if role not in ("science", "post"):
             raise ConfigError(f"{name} is {role}, equal on both sides of a comparison; a treatment cannot change it")
 
         if getattr(config, name) == getattr(base, name):
             raise ConfigError(f"{name}={treatment[name]!r} is the baseline's own value; it would change nothing")
 
+        needs = KNOBS[name].needs
+        if needs is not None and getattr(config, needs[0]) != needs[1]:
+            raise ConfigError(f"{name} acts only with {needs[0]}={needs[1]!r}; set that as well, or leave {name} alone")
+
     return config
 
 
 def scientific(config: Config) -> dict[str, Value]:
-    """The fields that decide the result: all but those of role machine."""
-    return {name: value for name, value in config.model_dump().items() if KNOBS[name].role != "machine"}
+    """The fields that decide what training comes to: all but those of the roles machine and post."""
+    return {name: value for name, value in config.model_dump().items() if KNOBS[name].role not in ("machine", "post")}
+
+
+def after_training(config: Config) -> dict[str, Value]:
+    """The fields that decide what is done to the trained weights: those of role post."""
+    return {name: value for name, value in config.model_dump().items() if KNOBS[name].role == "post"}
 
 
 def _refit(values: Mapping[str, Any]) -> Any:

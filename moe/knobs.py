@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 ActsOn = Literal["loss", "gradient", "schedule", "evaluation", "memory", "speed"]
-Role = Literal["science", "budget", "evaluation", "machine"]
+Role = Literal["science", "post", "budget", "evaluation", "machine"]
 Value = bool | int | float | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acts:
-    """What a field acts on, who may change it, where it comes from, and how it is searched."""
+    """What a field acts on, who may change it, where it comes from, and how it is searched.
+
+    `needs` is another field's name and value without which this one does nothing.
+    """
 
     on: ActsOn
     source: str
     role: Role = "science"
     search: Search | None = None
+    needs: tuple[str, Value] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +48,4 @@ class Knob:
     high: float | None
     choices: tuple[Value, ...]
     search: Search | None
+    needs: tuple[str, Value] | None

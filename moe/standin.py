@@ -23,10 +23,6 @@ def stand_in(a: Config, b: Config) -> tuple[Config, Config]:
     sizes = [_pair(getattr(a, name), getattr(b, name), cap) for name, cap in CAPS.items()]
     sizes += [_widths(a, b), _layers(a, b)]
     names = [*CAPS, "d_model", "n_layers"]
-    if a.d_dense is not None or b.d_dense is not None:
-        sizes.append(_pair(a.dense_width, b.dense_width, CAPS["d_expert"]))
-        names.append("d_dense")
-
     groups = _pair(a.routing_group, b.routing_group, 2)
     whole = math.lcm(*groups) * SEQUENCES
     batches = _ordered(a.batch_size, b.batch_size, whole)

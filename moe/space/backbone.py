@@ -29,16 +29,16 @@ class Backbone(BaseModel):
         Field(ge=1, le=64, description="attention heads; divides d_model into an even head width"),
         Acts(on="loss", source=_TRANSFORMER, search=Search(choices=(1, 2, 4, 8, 16))),
     ]
-    n_kv_heads: Annotated[
-        int | None,
+    gqa_group_size: Annotated[
+        int,
         Field(
             ge=1,
             le=64,
-            description="heads of keys and values, shared by equal groups of query heads (GQA; 1 is MQA); "
-            "divides n_heads; null: as many as n_heads",
+            description="query heads that share one head of keys and values (GQA); 1: multi-head, n_heads: multi-query "
+            "attention; divides n_heads",
         ),
-        Acts(on="loss", source="GQA, arXiv:2305.13245", search=Search(choices=(None, 1, 2, 4))),
-    ] = None
+        Acts(on="loss", source="GQA, arXiv:2305.13245", search=Search(choices=(1, 2, 4))),
+    ] = 1
     seq_len: Annotated[
         int,
         Field(ge=8, le=8192, description="tokens per training sequence"),

@@ -72,13 +72,13 @@ class Experts(BaseModel):
         Field(ge=1, le=64, description="of the layers above those, every n-th is a mixture of experts, the rest dense"),
         Acts(on="loss", source="GShard, arXiv:2006.16668; GLaM (2), arXiv:2112.06905", search=Search(choices=(1, 2))),
     ] = 1
-    d_dense: Annotated[
-        int | None,
+    dense_scale: Annotated[
+        float,
         Field(
-            ge=8,
-            le=65536,
-            description="hidden width of a dense layer; null: that of the experts one token meets, "
+            ge=0.05,
+            le=32.0,
+            description="hidden width of a dense layer, as a multiple of that of the experts one token meets, "
             "(top_k + num_shared_experts) * d_expert",
         ),
-        Acts(on="loss", source="DeepSeekMoE, arXiv:2401.06066", search=Search(low=32, high=4096, log=True)),
-    ] = None
+        Acts(on="loss", source="DeepSeekMoE, arXiv:2401.06066", search=Search(low=0.5, high=4.0, log=True)),
+    ] = 1.0

@@ -44,7 +44,12 @@ class Optimization(BaseModel):
     decay_fraction: Annotated[
         float,
         Field(gt=0.0, le=1.0, description="part of the run in which schedule=wsd lowers the learning rate"),
-        Acts(on="schedule", source="Haegele et al. 2024, arXiv:2405.18392 (0.2)", search=Search(low=0.05, high=0.6)),
+        Acts(
+            on="schedule",
+            source="Haegele et al. 2024, arXiv:2405.18392 (0.2)",
+            search=Search(low=0.05, high=0.6),
+            needs=("schedule", "wsd"),
+        ),
     ] = 0.2
     min_lr_ratio: Annotated[
         float,
@@ -77,20 +82,22 @@ class Optimization(BaseModel):
     ]
     muon_momentum: Annotated[
         float,
-        Field(ge=0.0, lt=1.0, description="decay of Muon's (Nesterov) momentum; acts with optimizer=muon"),
+        Field(ge=0.0, lt=1.0, description="decay of Muon's (Nesterov) momentum"),
         Acts(
             on="gradient",
             source="Muon, kellerjordan.github.io/posts/muon (0.95)",
             search=Search(low=0.8, high=0.99),
+            needs=("optimizer", "muon"),
         ),
     ] = 0.95
     muon_steps: Annotated[
         int,
-        Field(ge=1, le=10, description="Newton-Schulz iterations of Muon; acts with optimizer=muon"),
+        Field(ge=1, le=10, description="Newton-Schulz iterations of Muon"),
         Acts(
             on="gradient",
             source="Muon, kellerjordan.github.io/posts/muon (5)",
             search=Search(choices=(3, 5, 7)),
+            needs=("optimizer", "muon"),
         ),
     ] = 5
     grad_clip: Annotated[

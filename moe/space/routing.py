@@ -49,7 +49,10 @@ class Routing(BaseModel):
             "expert (softplus of a second projection)"
         ),
         Acts(
-            on="loss", source="Shazeer et al. 2017, arXiv:1701.06538, equation 4", search=Search(choices=(True, False))
+            on="loss",
+            source="Shazeer et al. 2017, arXiv:1701.06538, equation 4",
+            search=Search(choices=(True, False)),
+            needs=("routing", "token_choice"),
         ),
     ] = False
     load_balance_weight: Annotated[
@@ -59,6 +62,7 @@ class Routing(BaseModel):
             on="gradient",
             source="Switch Transformer, arXiv:2101.03961 (0.01)",
             search=Search(low=1e-4, high=1.0, log=True),
+            needs=("routing", "token_choice"),
         ),
     ]
     router_z_weight: Annotated[
@@ -86,6 +90,7 @@ class Routing(BaseModel):
             on="gradient",
             source="Wang et al. 2024, arXiv:2408.15664 (0.001)",
             search=Search(low=1e-4, high=0.1, log=True),
+            needs=("routing", "token_choice"),
         ),
     ] = 0.0
     capacity_factor: Annotated[
@@ -100,6 +105,7 @@ class Routing(BaseModel):
             on="loss",
             source="GShard, arXiv:2006.16668; Switch Transformer, arXiv:2101.03961 (1.25)",
             search=Search(choices=(0.0, 1.0, 1.25, 2.0)),
+            needs=("routing", "token_choice"),
         ),
     ] = 0.0
     routing_group: Annotated[

@@ -37,7 +37,7 @@ def write(lab: Lab, name: str, text: str) -> None:
 def test_the_four_domains_come_with_blueberry(lab: Lab) -> None:
     domains = load_domains(lab)
     assert list(domains) == ["efficiency", "evaluation", "moe_architecture", "optimization"]
-    assert 20 <= sum(len(domain.interventions) for domain in domains.values()) <= 30
+    assert 45 <= sum(len(domain.interventions) for domain in domains.values()) <= 60
 
 
 def test_every_intervention_keeps_to_its_domains_knobs_and_names_a_source_and_a_refutation(lab: Lab) -> None:

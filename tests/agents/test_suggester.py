@@ -80,9 +80,9 @@ def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
 
 def test_the_catalog_is_gone_through_once_and_then_the_optimizer_goes_on(configured: Callable[[str], Lab]) -> None:
     lab = configured("max_experiments_per_suggestion = 50\n")
-    first = suggest(lab, count=20, proposer="catalog")
-    rest = suggest(lab, count=20, proposer="catalog")
-    assert len(first.experiments) == 20
+    first = suggest(lab, count=40, proposer="catalog")
+    rest = suggest(lab, count=40, proposer="catalog")
+    assert len(first.experiments) == 40
     assert 8 <= len(rest.experiments) < 20
     assert "the catalog had no more" in rest.refused[0].reason
     assert {item.proposer for item in suggest(lab, count=3).experiments} == {"optimizer"}

@@ -26,7 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"capacity_factor": 1.0, "router_score": "sigmoid"},
     {"routing": "hash"},
     {"routing": "hash", "num_shared_experts": 1, "zero_init_out": True},
-    {"first_k_dense": 1, "n_kv_heads": 1, "qk_norm": True, "logit_softcap": 10.0, "tie_embeddings": False},
+    {"first_k_dense": 1, "gqa_group_size": 2, "qk_norm": True, "logit_softcap": 10.0, "tie_embeddings": False},
     {"activation_checkpointing": True, "expert_kind": "relu2"},
 ]
 

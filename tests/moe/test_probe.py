@@ -36,9 +36,9 @@ def probed(make_run: MakeRun) -> Probe:
 
 TREATMENTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"d_model": 128, "n_layers": 3, "n_heads": 4, "seq_len": 128, "rope_base": 100.0, "init_std": 0.03}),
-    ({}, {"n_kv_heads": 1, "qk_norm": True, "tie_embeddings": False, "logit_softcap": 5.0, "zero_init_out": True}),
+    ({}, {"gqa_group_size": 2, "qk_norm": True, "tie_embeddings": False, "logit_softcap": 5.0, "zero_init_out": True}),
     ({}, {"num_experts": 4, "d_expert": 64, "expert_kind": "mlp", "top_k": 1, "normalize_gates": False}),
-    ({"n_layers": 4}, {"num_shared_experts": 1, "first_k_dense": 1, "moe_every": 2, "d_dense": 40}),
+    ({"n_layers": 4}, {"num_shared_experts": 1, "first_k_dense": 1, "moe_every": 2, "dense_scale": 1.5}),
     ({}, {"load_balance_weight": 0.1, "router_z_weight": 0.0, "routing_group": 2, "batch_size": 32}),
     ({"normalize_gates": False}, {"router_score": "sigmoid", "noisy_top_k": True, "capacity_factor": 1.0}),
     ({}, {"router_init_scale": 0.1, "router_lr_scale": 0.1, "balance_bias_rate": 0.01, "ema_decay": 0.9}),
@@ -78,8 +78,7 @@ def test_all_science_knobs_are_probed_here() -> None:
         ({}, {"decay_fraction": 0.5}, {"decay_fraction"}),  # of schedule=wsd
         ({}, {"muon_momentum": 0.8, "muon_steps": 3}, {"muon_momentum", "muon_steps"}),  # of optimizer=muon
         ({}, {"router_precision": "low"}, {"router_precision"}),  # all of nano is fp32
-        ({}, {"d_dense": 128}, {"d_dense"}),  # no layer is dense
-        ({"first_k_dense": 1}, {"d_dense": 64}, {"d_dense"}),  # top_k * d_expert is that already
+        ({}, {"dense_scale": 2.0}, {"dense_scale"}),  # no layer is dense
         (
             {"routing": "hash"},
             {"load_balance_weight": 0.5, "capacity_factor": 1.0},
