@@ -36,6 +36,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), eps=NORM_EPS)
 
 
+class KeyValues:
+    """One layer's keys and values of the positions so far, for its attention to go on from; room for `length`."""
+
+    def __init__(self, config: Config, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (batch, config.kv_heads, length, config.d_model // config.n_heads)
+        self.keys_BHSW = torch.empty(shape, dtype=dtype, device=device)
+        self.values_BHSW = torch.empty(shape, dtype=dtype, device=device)
+        self.count = 0
+
+    def extend(self, k_BHTW: Tensor, v_BHTW: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in those of the next positions; returns all so far."""
+        start, self.count = self.count, self.count + k_BHTW.shape[2]
+        self.keys_BHSW[:, :, start : self.count] = k_BHTW
+        self.values_BHSW[:, :, start : self.count] = v_BHTW
+        return self.keys_BHSW[:, :, : self.count], self.values_BHSW[:, :, : self.count]
+
+
 class Attention(nn.Module):
     """Causal attention with rotary positions; groups of query heads may share keys and values (GQA)."""
 
@@ -48,17 +65,25 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(self.width) if config.qk_norm else None
         self.key_norm = RMSNorm(self.width) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, cache: KeyValues | None = None) -> Tensor:
+        """With a `cache`, x_BTD are the positions that come next."""
         heads_BTHW = F.linear(x_BTD, self.w_qkv.to(x_BTD.dtype)).view(*x_BTD.shape[:2], -1, self.width)
-        q_BTHW, k_BTHW, v_BTHW = torch.split(heads_BTHW, (self.n_heads, self.kv_heads, self.kv_heads), dim=2)
+        q_BTHW, k_BTHW, v_BTHW = torch.split(heads_BTHW, [self.n_heads, self.kv_heads, self.kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHW, k_BTHW = self.query_norm(q_BTHW), self.key_norm(k_BTHW)
 
+        q_BHTW, k_BHSW = (rotate(heads_BTHW.transpose(1, 2), rotation) for heads_BTHW in (q_BTHW, k_BTHW))
+        v_BHSW, mask_TS = v_BTHW.transpose(1, 2), None
+        if cache is not None:
+            k_BHSW, v_BHSW = cache.extend(k_BHSW, v_BHSW)
+            mask_TS = _later_rows(q_BHTW.shape[2], k_BHSW.shape[2], x_BTD.device)
+
         y_BHTW = F.scaled_dot_product_attention(
-            rotate(q_BTHW.transpose(1, 2), rotation),
-            rotate(k_BTHW.transpose(1, 2), rotation),
-            v_BTHW.transpose(1, 2),
-            is_causal=True,
+            q_BHTW,
+            k_BHSW,
+            v_BHSW,
+            attn_mask=mask_TS,
+            is_causal=mask_TS is None and q_BHTW.shape[2] == k_BHSW.shape[2],
             enable_gqa=self.kv_heads < self.n_heads,
         )
         return F.linear(y_BHTW.transpose(1, 2).flatten(2), self.w_out.to(x_BTD.dtype))
@@ -174,6 +199,14 @@ def rotate(x_BHTW: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     a, b = x_BHTW.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHTW.dtype)
+
+
+def _later_rows(n_new: int, n_all: int, device: torch.device) -> Tensor | None:
+    """The rows of a causal mask for the last `n_new` of `n_all` positions; None where SDPA needs no mask for them."""
+    if n_new in (1, n_all):
+        return None
+
+    return torch.ones(n_new, n_all, dtype=torch.bool, device=device).tril(n_all - n_new)
 
 
 def _hash_table(config: Config, layer: int) -> Tensor:

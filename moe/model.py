@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.config import Config
-from moe.layers import Attention, Dense, Mixture, RMSNorm, Rotation, rotary
+from moe.layers import Attention, Dense, KeyValues, Mixture, RMSNorm, Rotation, rotary
 from moe.loss import cap, sum_nats
 from moe.routing import Routing, TokenChoice
 
@@ -152,9 +152,15 @@ class Block(nn.Module):
         self.feed_forward = Mixture(config, layer) if config.moe_layers[layer] else Dense(config, config.dense_width)
 
     def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, rotation: Rotation, dtype: torch.dtype, noise_NE: Tensor | None
+        self,
+        x_BTD: Tensor,
+        tokens_BT: Tensor,
+        rotation: Rotation,
+        dtype: torch.dtype,
+        noise_NE: Tensor | None,
+        cache: KeyValues | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), rotation)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), rotation, cache)
         normed_BTD = self.feed_forward_norm(x_BTD)
         if isinstance(self.feed_forward, Mixture):
             y_BTD, routing = self.feed_forward(normed_BTD, tokens_BT, dtype, noise_NE)

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from moe.accounting import peak_memory_bytes
 from moe.average import WeightAverage
-from moe.config import Config
+from moe.config import Config, after_training
 from moe.data import batch, prepare
 from moe.knobs import ActsOn
 from moe.model import MoE
 from moe.noise import router_noise
 from moe.optim import build_optimizers, set_learning_rate
+from moe.post.serve import served_loss
 from moe.rundir import resolve_precision
 from moe.schedule import Position, batch_at, learning_rate, pieces_at, progress_at
 from moe.standin import stand_in
@@ -108,7 +109,11 @@ def observe_schedule(a: Config, b: Config, setting: Setting) -> Observation:
 
 
 def observe_evaluation(a: Config, b: Config, setting: Setting) -> Observation:
-    """How much text is scored, and how often."""
+    """How much text is scored, and how often; for what is done after training, what it does to a model's loss."""
+    if after_training(a) != after_training(b):
+        losses = [served_loss(c, setting.data_dir, setting.seed) for c in (a, b)]
+        return Observation(_differ(*losses), f"loss of the served model {losses[0]:.6f} and {losses[1]:.6f} nats")
+
     scored = [min(c.eval_tokens, len(prepare(c, setting.data_dir).tokens["val"]) - 1) for c in (a, b)]
     plans = [f"{n} tokens, {c.progress_evals} evaluations" for n, c in zip(scored, (a, b), strict=True)]
     return Observation(plans[0] != plans[1], f"{plans[0]} and {plans[1]}")

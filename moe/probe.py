@@ -37,6 +37,7 @@ def probe(directory: Path) -> None:
         {
             "acts": acts,
             "causal": causality.causal,
+            "declared_causal": config.causal,
             "causal_detail": causality.detail,
             "fits": memory is None or peak <= memory,
             "available_memory_bytes": memory,

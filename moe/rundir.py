@@ -42,6 +42,7 @@ class Request(BaseModel):
     data_dir: Path
     split: Split = "val"
     resume: Path | None = None
+    checkpoint: Path | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = CHECKPOINT_SECONDS
 
 

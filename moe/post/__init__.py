@@ -1,0 +1,1 @@
+"""What is done to a trained model, and what that brings: `python -m moe.post DIR`."""
