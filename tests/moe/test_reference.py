@@ -3,7 +3,7 @@
 Each of theirs is built small and random from one of our configs, its weights are translated to our names
 (tests/moe/reference/causal_lm.py), and both compute in float64. Where they agree, they differ by rounding:
 
-    .venv/bin/python -m pytest tests/moe -k reference --log-cli-level=INFO
+    .venv/bin/python -m pytest tests/moe/test_reference*.py --log-cli-level=INFO
 """
 
 from __future__ import annotations
