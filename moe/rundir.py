@@ -39,6 +39,7 @@ class Request(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["cpu", "cuda"]
     threads: Annotated[int, Field(ge=1)] | None = None
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
     data_dir: Path
     split: Split = "val"
     resume: Path | None = None
