@@ -16,11 +16,13 @@ from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
 from moe.config import Config, ConfigError, apply
-from moe.precision import Precision
+from moe.precision import Precision, precision_on
 from moe.presets import PRESETS
+from moe.roofline import T4, speed
 
-T4_FLOPS = 13e12
-"""Training FLOP/s expected of a T4 in fp16 before one has been measured (reference: 20 % of its nominal 65 TFLOP/s)."""
+CARD_FLOPS = 13e12
+"""Training FLOP/s expected of a card other than a T4 before it has been measured: 20 % of a T4's nominal 65 TFLOP/s in
+fp16, since nothing better is known. Of a T4 itself moe/roofline.py knows more."""
 
 CPU_FLOPS_PER_CORE = 12e9
 """Training FLOP/s expected of one CPU core in fp32 before one has been measured."""
@@ -40,7 +42,10 @@ class Base(BaseModel):
 
 
 class Preflight(BaseModel):
-    """What one config costs on one runner: memory in bytes, seconds for a whole run. No `problems`: it may run."""
+    """What one config costs on one runner: memory in bytes, seconds for a whole run. No `problems`: it may run.
+
+    The figures for a T4 are predictions of moe/accounting.py and moe/roofline.py, None where a T4 cannot compute it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,6 +57,8 @@ class Preflight(BaseModel):
     memory_available_bytes: int | None
     micro_batch_size: int
     seconds: float | None
+    t4_memory_bytes: int
+    t4_tokens_per_second: float | None
     problems: list[str]
 
 
@@ -95,7 +102,7 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
     fitted = config if micro is None else apply(config, {"micro_batch_size": micro})
     cost = account(config)
     rate = flops_per_second(lab.store, runner.hardware_class) if runner else None
-    rate = rate or (T4_FLOPS if runner and runner.device == "cuda" else CPU_FLOPS_PER_CORE * _cores(runner))
+    rate = rate or _expected_flops(fitted, runner, precision)
     around = seconds_around_training(lab.store, runner.hardware_class) if runner else None
     training = config.budget_seconds if cost.flops is None else cost.flops / rate
     seconds = None if training is None else training + (START_SECONDS if around is None else around)
@@ -108,6 +115,8 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
         memory_available_bytes=available,
         micro_batch_size=fitted.micro_batch_size,
         seconds=seconds,
+        t4_memory_bytes=peak_memory_bytes(config, precision_on("cuda", config.precision)),
+        t4_tokens_per_second=None if config.precision == "bf16" else speed(config).tokens_per_second,
         problems=problems,
     )
 
@@ -135,6 +144,16 @@ def _micro_batch(config: Config, available: int | None, precision: Precision, mo
 
 def _smallest(config: Config, precision: Precision) -> int:
     return peak_memory_bytes(apply(config, {"micro_batch_size": config.routing_group}), precision)
+
+
+def _expected_flops(config: Config, runner: Runner | None, precision: Precision) -> float:
+    if runner is None or runner.device == "cpu":
+        return CPU_FLOPS_PER_CORE * _cores(runner)
+
+    if "T4" in runner.device_name and precision in T4.matmul_flops:
+        return speed(config).tokens_per_second * account(config).flops_per_token
+
+    return CARD_FLOPS
 
 
 def _cores(runner: Runner | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from server.arguments import ArgumentsError, call, explain
 from server.copies import backup, export
 from server.desk import FAILED, INTERRUPTED, Desk, verb, where_to_go
 from server.doctor import doctor
+from server.preflight import knobs_option, preflight_command, read_knob
 from server.show import experiment_table, runner_table, verdict_table
 from server.tools.enqueue import enqueue
 from server.tools.improve import improve_many
@@ -31,7 +31,7 @@ from server.tools.review import review_many
 from server.tools.run import run as run_verb
 from server.tools.status import status as status_verb
 from server.tools.suggest import suggest as suggest_verb
-from server.views import cut, experiment_line, runner_line, verdict_view
+from server.views import experiment_line, runner_line, verdict_view
 
 PATIENCE_SECONDS = 300.0
 """A person at a terminal waits longer for an agent than a chat client can; Ctrl-C leaves it working."""
@@ -67,7 +67,7 @@ def blueberry(folder: str | None) -> None:
 @click.option("--hypothesis", help="What you expect of the metric, in which direction, and why.")
 @click.option("--method", default="", help="What is changed, what stays equal.")
 @click.option("--source", help="Paper or document that it is from.")
-@click.option("--set", "knobs", multiple=True, metavar="KNOB=VALUE", help="One config override; may be repeated.")
+@knobs_option
 @click.option("--add-to-queue", is_flag=True, help="Also review them, and queue those that are approved.")
 def suggest(
     desk: Desk,
@@ -86,7 +86,7 @@ def suggest(
     proposals = None
     if title or hypothesis or knobs:
         values: dict[str, Any] = {"title": title, "hypothesis": hypothesis, "domain": domain, "focus_area": focus_area}
-        values |= {"method": method, "source": source, "treatment": dict(map(_knob, knobs))}
+        values |= {"method": method, "source": source, "treatment": dict(map(read_knob, knobs))}
         proposals = [_proposal({name: value for name, value in values.items() if value is not None})]
 
     answer = call(
@@ -234,6 +234,7 @@ def cancel(desk: Desk, experiment: int) -> None:
 verb(blueberry)(export)
 verb(blueberry)(backup)
 verb(blueberry)(doctor)
+verb(blueberry, "preflight")(preflight_command)
 
 
 @verb(blueberry, "auto-research")
@@ -316,17 +317,6 @@ def runner_status(desk: Desk) -> None:
     lines = [runner_line(desk.lab, item) for item in list_runners(desk.lab.store)]
     desk.console.print(runner_table(lines))
     desk.say({"runners": [line.model_dump(mode="json") for line in lines]})
-
-
-def _knob(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise click.UsageError(f"--set {cut(text, 80)}: give it as KNOB=VALUE, such as --set top_k=1")
-
-    try:
-        return name.strip(), json.loads(value)
-    except ValueError:
-        return name.strip(), value
 
 
 def _proposal(values: dict[str, Any]) -> Proposal:

@@ -114,6 +114,19 @@ def test_an_unknown_knob_fails_with_the_nearest(lab: Lab) -> None:
     assert "top_k" in result.stdout
 
 
+def test_a_config_can_be_costed_before_anything_runs(lab: Lab) -> None:
+    cost = answer(lab, "preflight", "--preset", "t4", "--set", "num_experts=16")
+    assert cost["parameters"] > 100e6
+    assert 10_000 < cost["t4_tokens_per_second"] < 100_000
+    assert 2 * 2**30 < cost["t4_memory_bytes"] < 15 * 2**30
+    assert cost["problems"] == []
+    assert "where the time goes" in do(lab, "preflight").stdout
+    assert answer(lab, "preflight", "--set", "num_experts=64")["problems"] != []
+    wrong = do(lab, "preflight", "--set", "num_expert=16")
+    assert wrong.exit_code == 1
+    assert "did you mean 'num_experts'" in wrong.stderr
+
+
 def test_malformed_toml_names_the_file(lab: Lab) -> None:
     (lab.folder / "blueberry.toml").write_text("preset = \n")
     result = do(lab, "status")

@@ -1,0 +1,83 @@
+"""`blueberry preflight`: what a config costs before any run, from the config alone: no torch, no card."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.table import Table
+
+from agents.hands import target_runner
+from agents.preflight import Preflight, base_of, preflight
+from moe.config import Config, ConfigError, apply
+from moe.presets import PRESETS
+from moe.roofline import speed
+from server.desk import FAILED, Desk
+from server.views import cut
+
+knobs_option = click.option(
+    "--set", "knobs", multiple=True, metavar="KNOB=VALUE", help="One config override; may be repeated."
+)
+
+
+def read_knob(text: str) -> tuple[str, Any]:
+    """One KNOB=VALUE of the command line; a value that is no JSON is a string.
+
+    Raises:
+        click.UsageError: it has no name or no sign of equality.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise click.UsageError(f"--set {cut(text, 80)}: give it as KNOB=VALUE, such as --set top_k=1")
+
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Instead of the lab's baseline.")
+@knobs_option
+def preflight_command(desk: Desk, preset: str | None, knobs: tuple[str, ...]) -> None:
+    """Say what a config costs, on a T4 and on this lab's runner: size, FLOPs, memory, speed.
+
+    T4 figures are predictions: their errors are in benchmarks/README.md.
+    """
+    base = PRESETS[preset] if preset else base_of(desk.lab).config
+    try:
+        config = apply(base, dict(map(read_knob, knobs)))
+    except ConfigError as error:
+        raise desk.fail(str(error), FAILED) from None
+
+    here = preflight(desk.lab, config, target_runner(desk.lab))
+    desk.console.print(_table(config, here))
+    for problem in here.problems:
+        desk.console.print(f"problem: {problem}", style="red", markup=False)
+
+    desk.say({"config": config.model_dump(mode="json"), **here.model_dump(mode="json")})
+
+
+def _table(config: Config, cost: Preflight) -> Table:
+    rows = {
+        "parameters": f"{cost.parameters:,}",
+        "active parameters": f"{cost.active_parameters:,}",
+        "training FLOPs a token": f"{cost.flops_per_token:,.0f}",
+        "T4: peak memory": f"{cost.t4_memory_bytes / 2**30:.2f} GiB of 15, micro-batches of {config.micro_batch_size}",
+        "T4: tokens/s": "no bf16 on a T4" if cost.t4_tokens_per_second is None else f"{cost.t4_tokens_per_second:,.0f}",
+        "T4: where the time goes": _shares(config) if cost.t4_tokens_per_second else "",
+        "here: peak memory": f"{cost.memory_bytes / 2**30:.2f} GiB, micro-batches of {cost.micro_batch_size}",
+        "here: seconds a run": "unknown" if cost.seconds is None else f"{cost.seconds:,.0f}",
+    }
+    table = Table(box=None, show_header=False)
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+
+    return table
+
+
+def _shares(config: Config) -> str:
+    predicted = speed(config)
+    parts = ("body", "head", "elementwise", "waiting", "optimizer", "fixed")
+    return ", ".join(f"{name} {getattr(predicted, name) / predicted.step:.0%}" for name in parts)
