@@ -189,8 +189,9 @@ class Mixture(nn.Module):
 def rotary(config: Config, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
     """Cosines and sines [T, W / 2] of RoPE (arXiv:2104.09864) at the given positions."""
     width = config.d_model // config.n_heads
-    exponents = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32) / width
-    angles = torch.outer(positions_T.to(torch.float32), config.rope_base**-exponents)
+    wide = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, width, 2, device=positions_T.device, dtype=wide) / width
+    angles = torch.outer(positions_T.to(wide), config.rope_base**-exponents)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
 
 from moe.config import Config, apply
-from moe.layers import NORM_EPS, Rotation, rotary
+from moe.layers import NORM_EPS
 from moe.model import MoE
 from tests.moe.reference.agreement import (
     TINY,
@@ -33,18 +33,6 @@ from tests.moe.reference.agreement import (
 from tests.moe.reference.causal_lm import MODELS, names_in
 
 
-@pytest.fixture
-def wide_rotary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours has one part in float32 whatever the weights are: the angles of the rotary table."""
-
-    def wide(config: Config, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        with widened():
-            return rotary(config, positions, dtype)
-
-    monkeypatch.setattr("moe.model.rotary", wide)
-
-
-@pytest.mark.usefixtures("wide_rotary")
 @pytest.mark.parametrize("case", MODELS)
 def test_logits_loss_and_gradients(case: str) -> None:
     ours, reference = _pair(case)
@@ -58,7 +46,6 @@ def test_logits_loss_and_gradients(case: str) -> None:
     agree_in_gradients(ours, output.loss, reference, theirs.loss, names_in(ours.config))
 
 
-@pytest.mark.usefixtures("wide_rotary")
 @pytest.mark.parametrize("group", [1, 4])
 def test_router_losses_and_their_gradients(group: int) -> None:
     # Theirs counts a token once per choice, over all layers pooled: for one layer and group it is top_k times ours,
@@ -82,7 +69,6 @@ def test_router_losses_and_their_gradients(group: int) -> None:
     agree_in_gradients(ours, output.loss, reference, expected, names_in(config))
 
 
-@pytest.mark.usefixtures("wide_rotary")
 def test_balance_loss_of_one_layer_and_group_is_theirs() -> None:
     ours, reference = _pair("mixtral", {"n_layers": 1, "routing_group": 4})
     tokens, targets = text(ours.config)
@@ -116,7 +102,6 @@ def test_another_setting_of_a_knob_would_not_agree(case: str, changes: dict[str,
     assert difference(other.logits(tokens), expected) > 1e-3
 
 
-@pytest.mark.usefixtures("wide_rotary")
 def test_another_constant_in_the_norms_would_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, reference = _pair("qwen3-moe")
     tokens, _ = text(ours.config)
