@@ -18,8 +18,10 @@ from db.lab import Lab
 from db.queue import Queued, add_run
 from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
 from db.runners import list_runners
+from db.store import to_column
 from moe.config import Config, ConfigError, apply, apply_treatment, scientific
-from moe.fingerprint import code_hash, fingerprint
+from moe.fingerprint import code_hash, corpus_identity, fingerprint, pin
+from moe.texts import CorpusError
 
 _STRIDE = 100
 _RANK: dict[Arm, int] = {"probe": 20, "baseline": 10, "treatment": 0}
@@ -62,8 +64,8 @@ def enqueue(lab: Lab, experiment_ids: Iterable[int], *, seeds: int | None = None
         priority: higher goes first.
 
     Raises:
-        NotFoundError, RefusedError: one of them does not exist, is in another state, or breaks a limit; or no runner
-            is registered (agents.hands.register).
+        NotFoundError, RefusedError: one of them does not exist, is in another state, breaks a limit, or asks for a
+            text that is not there or not the one it was; or no runner is registered (agents.hands.register).
     """
     with lab.store.transaction():
         return Plans(plans=[_enqueue(lab, key, seeds=seeds, priority=priority) for key in experiment_ids])
@@ -137,12 +139,12 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) 
             f"experiment {experiment_id} is concluded with {experiment.seeds} seeds; to go on, ask for more than that"
         )
 
-    baseline, treatment = configs_of(experiment)
     runner = target_runner(lab)
     if runner is None:
         raise RefusedError("no runner is known yet, so the hardware class of the runs is not; start one with run")
 
     _same_hardware(experiment, runner)
+    baseline, treatment = configs_of(_pin_text(lab, experiment))
     cost = preflight(lab, treatment, runner)
     problems = [*cost.problems, *preflight(lab, baseline, runner).problems]
     if problems:
@@ -166,6 +168,22 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) 
         micro_batch_size=cost.micro_batch_size,
         notes=_notes(lab, baseline, treatment, runner),
     )
+
+
+def _pin_text(lab: Lab, experiment: Experiment) -> Experiment:
+    # From now on all runs of the experiment, also seeds that the judge adds later, read the text as it is today.
+    baseline, _ = configs_of(experiment)
+    try:
+        pinned = pin(baseline, lab.data_folder)
+        corpus_identity(pinned)
+    except CorpusError as error:
+        raise RefusedError(f"experiment {experiment.id} has no text to train on: {error}") from None
+
+    if pinned == baseline:
+        return experiment
+
+    plan_experiment(lab.store, experiment.id, baseline=to_column(pinned.model_dump()))
+    return get_experiment(lab.store, experiment.id)
 
 
 def _notes(lab: Lab, baseline: Config, treatment: Config, runner: Runner) -> list[str]:

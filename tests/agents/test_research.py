@@ -132,6 +132,32 @@ def test_a_treatment_over_a_limit_is_refused_with_the_number_and_nothing_is_queu
     assert runs_of_experiment(lab.store, fine.id) == []
 
 
+def test_own_text_is_pinned_when_it_is_queued_for_all_seeds_to_come(lab: Lab, runner: Runner) -> None:
+    text = lab.data_folder / "texts" / "mine.txt"
+    own = PRESETS["nano"].model_dump() | {"corpus": "mine"}
+    asked = approved(lab, {"router_z_weight": 0.0}, baseline=own)
+    with pytest.raises(RefusedError, match=r"has no text to train on: corpus 'mine' is not known.*put mine\.txt"):
+        enqueue(lab, [asked.id])
+
+    text.parent.mkdir(parents=True)
+    text.write_text("One text.")
+    enqueue(lab, [asked.id])
+    name, _, digest = get_experiment(lab.store, asked.id).baseline["corpus"].partition("@")
+    assert (name, len(digest)) == ("mine", 16)
+    done = work_off(lab, runner, noisy)
+    mind.work(lab)
+    done += work_off(lab, runner, noisy)
+    assert {claim.run.seed for claim in done} > {1, 2}  # the judge added some
+    assert {claim.run.config["corpus"] for claim in done} == {f"mine@{digest}"}
+
+    text.write_text("Another text.")
+    other = approved(lab, {"router_z_weight": 0.0}, baseline=own)
+    assert [(plan.runs_new, plan.runs_shared) for plan in enqueue(lab, [other.id]).plans] == [(5, 0)]
+    pinned = approved(lab, {"lr": 1e-3}, baseline=get_experiment(lab.store, asked.id).baseline)
+    with pytest.raises(RefusedError, match=f"'mine' in .* has changed: it was {digest}"):
+        enqueue(lab, [pinned.id])
+
+
 def test_without_a_known_runner_enqueue_says_so(lab: Lab) -> None:
     with pytest.raises(RefusedError, match="no runner is known"):
         enqueue(lab, [approved(lab, {"lr": 1e-3}).id])
