@@ -1,34 +1,40 @@
 """Cross entropy over a vocabulary of any size without ever holding all logits.
 
-With 49,152 words the logits of the t4 preset's micro-batch, their softmax and their gradient take 7 GB at once.
+With 49,152 words the logits of the t4 preset's micro-batch, their softmax and their gradient take 7 GB at once. Here a
+chunk's gradient is computed together with its loss, while its logits are there: the two results are all that is kept,
+and no product is computed twice (the idea of Liger Kernel, arXiv:2410.10989, in plain matrix products).
 
 N tokens, n tokens of one chunk, V vocabulary, D d_model.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from moe.accounting import LOGITS_CHUNK
+
+HALF_SCALE = 2.0**10
+"""Of the logits' gradient in fp16, where a probability below 6e-5 loses digits and one below 6e-8 vanishes."""
+
+WORDS = 4096  # of the head's gradient at a time: what is added in fp32 is then still in the processor's cache
 
 
 def sum_nats(
     x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, softcap: float = 0.0, chunk: int = LOGITS_CHUNK
 ) -> Tensor:
-    """Total cross entropy in nats, holding at most `chunk` logits at once and recomputing them in the backward."""
-    head_VD = head_VD.to(x_ND.dtype)
-    rows = max(1, chunk // len(head_VD))
-    if len(x_ND) <= rows:
-        return _nats(x_ND, head_VD, targets_N, softcap)
+    """Total cross entropy in nats, holding at most `chunk` logits at once.
 
-    parts = [
-        checkpoint(_nats, x_nD, head_VD, targets_n, softcap, use_reentrant=False, preserve_rng_state=False)
-        for x_nD, targets_n in zip(torch.split(x_ND, rows), torch.split(targets_N, rows), strict=True)
-    ]
-    return torch.stack(parts).sum()
+    Its gradients are computed here as well, unless nobody needs them. The backward pass only scales them, in place: a
+    second one through the same result is an error.
+    """
+    nats: Tensor = _Nats.apply(  # type: ignore[no-untyped-call]
+        x_ND, head_VD, targets_N, softcap, chunk, torch.is_grad_enabled()
+    )
+    return nats
 
 
 def cap(logits: Tensor, softcap: float) -> Tensor:
@@ -36,7 +42,69 @@ def cap(logits: Tensor, softcap: float) -> Tensor:
     return logits if softcap == 0.0 else softcap * torch.tanh(logits / softcap)
 
 
-def _nats(x_nD: Tensor, head_VD: Tensor, targets_n: Tensor, softcap: float) -> Tensor:
-    logits_nV = F.linear(x_nD, head_VD)
-    wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
-    return F.cross_entropy(cap(wide_nV, softcap), targets_n, reduction="sum")
+class _Nats(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, softcap: float, chunk: int, grad_enabled: bool
+    ) -> Tensor:
+        n_rows = min(len(x_ND), max(1, chunk // len(head_VD)))
+        low_VD = head_VD.to(x_ND.dtype)
+        # Two buffers for all chunks: fresh ones would be paged in each time, which takes longer than the arithmetic.
+        low_rV = x_ND.new_empty(n_rows, len(head_VD))
+        wide_rV = low_rV.to(torch.promote_types(x_ND.dtype, torch.float32))
+        keep = grad_enabled and any(ctx.needs_input_grad)
+        grad_x_ND = torch.empty_like(x_ND) if keep else None
+        grad_head_VD = torch.zeros_like(head_VD) if keep else None
+        ctx.scale = HALF_SCALE if x_ND.dtype == torch.float16 else 1.0
+
+        nats = wide_rV.new_zeros(())
+        for start in range(0, len(x_ND), n_rows):
+            x_nD, targets_n = x_ND[start : start + n_rows], targets_N[start : start + n_rows]
+            low_nV, wide_nV = low_rV[: len(x_nD)], wide_rV[: len(x_nD)]
+            torch.mm(x_nD, low_VD.T, out=low_nV)
+            wide_nV.copy_(low_nV)
+            nats += _nats_and_gradient(wide_nV, targets_n, softcap)
+            if grad_x_ND is not None and grad_head_VD is not None:
+                low_nV.copy_(wide_nV.mul_(ctx.scale) if ctx.scale != 1.0 else wide_nV)
+                torch.mm(low_nV, low_VD, out=grad_x_ND[start : start + n_rows])
+                _add_products(grad_head_VD, low_nV, x_nD / ctx.scale if ctx.scale != 1.0 else x_nD)
+
+        if keep:
+            ctx.save_for_backward(grad_x_ND, grad_head_VD)
+
+        return nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x_ND, grad_head_VD = ctx.saved_tensors
+        return grad_x_ND.mul_(grad / ctx.scale), grad_head_VD.mul_(grad), None, None, None, None
+
+
+def _nats_and_gradient(logits_nV: Tensor, targets_n: Tensor, softcap: float) -> Tensor:
+    """Cross entropy of raw logits, which it turns into their gradient, in place."""
+    square_nV = None
+    if softcap != 0.0:
+        logits_nV.div_(softcap).tanh_()
+        square_nV = logits_nV.square()
+        logits_nV.mul_(softcap)
+
+    target_n1 = targets_n[:, None]
+    shifted_n1 = logits_nV.amax(dim=1, keepdim=True) - logits_nV.gather(1, target_n1)
+    probs_nV = torch.softmax(logits_nV, dim=1, out=logits_nV)  # rows are read whole before they are written
+    nats_n1 = shifted_n1 - probs_nV.amax(dim=1, keepdim=True).log()  # the largest one is 1 / sum(exp(logit - largest))
+    probs_nV.scatter_(1, target_n1, torch.expm1(-nats_n1))  # p - 1 without the cancellation
+    if square_nV is not None:
+        probs_nV.addcmul_(probs_nV, square_nV, value=-1.0)
+
+    return nats_n1.sum()
+
+
+def _add_products(grad_VD: Tensor, grad_nV: Tensor, x_nD: Tensor) -> None:
+    # The sum over chunks is kept in the head's own type, fp32.
+    if grad_VD.dtype == x_nD.dtype:
+        torch.addmm(grad_VD, grad_nV.T, x_nD, out=grad_VD)
+        return
+
+    for grad_vD, part_nv in zip(torch.split(grad_VD, WORDS), torch.split(grad_nV, WORDS, dim=1), strict=True):
+        grad_vD += part_nv.T @ x_nD
