@@ -86,7 +86,7 @@ def ablate(directory: Path) -> None:
         with removed(model, part):
             rest = score_tokens(model, data, request.split, config.eval_tokens, device)
 
-        result(rest, data, request)  # a score that is not finite is an error here too
+        rest.require_finite()
         ablations.append(compare(part, whole, rest))
 
     rows = [ablation.part._asdict() | ablation._asdict() for ablation in ablations]

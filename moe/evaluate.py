@@ -25,8 +25,8 @@ import torch
 
 from moe.accounting import account
 from moe.config import ConfigError, scientific
-from moe.data import Data, prepare, windows
-from moe.fingerprint import CORPUS_SHA256, EVALUATOR_VERSION
+from moe.data import Data, benchmarks, prepare, windows
+from moe.fingerprint import EVALUATOR_VERSION
 from moe.health import NonFiniteError
 from moe.model import MoE
 from moe.predictions import PredictionTally, predict
@@ -53,6 +53,11 @@ class Score(NamedTuple):
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / self.bytes
 
+    def require_finite(self) -> None:
+        """Raises NonFiniteError if the model's predictions are not numbers."""
+        if not math.isfinite(self.nats):
+            raise NonFiniteError("score is not finite", 0)
+
 
 def evaluate(directory: Path) -> None:
     """Score DIR/checkpoint.pt."""
@@ -62,6 +67,7 @@ def evaluate(directory: Path) -> None:
     model = load_model(directory, request, device)
     data = prepare(config, request.data_dir)
     score = score_tokens(model, data, request.split, config.eval_tokens, device)
+    beside = of_benchmarks(model, request, device)
     trained = json.loads((directory / "train.json").read_text())
     content: dict[str, Any] = {
         **result(score, data, request),
@@ -71,6 +77,7 @@ def evaluate(directory: Path) -> None:
         "train_seconds": trained["seconds"],
         "peak_memory_bytes": trained["peak_memory_bytes"],
         **quality(score),
+        **beside,
     }
     write_json(directory / "score.json", content)
 
@@ -137,9 +144,7 @@ def result(score: Score, data: Data, request: Request) -> dict[str, Any]:
     Raises:
         NonFiniteError: the model's predictions are not numbers.
     """
-    if not math.isfinite(score.nats):
-        raise NonFiniteError("score is not finite", 0)
-
+    score.require_finite()
     config = request.config
     costs = account(config)
     return {
@@ -150,7 +155,7 @@ def result(score: Score, data: Data, request: Request) -> dict[str, Any]:
         "bytes": score.bytes,
         "split": request.split,
         "evaluator": EVALUATOR_VERSION,
-        "corpus_sha256": CORPUS_SHA256[config.corpus],
+        "corpus_sha256": data.corpus_sha256,
         "train_overlap": data.train_overlap[request.split],
         "parameters": costs.parameters,
         "active_parameters": costs.active_parameters,
@@ -175,6 +180,26 @@ def quality(score: Score) -> dict[str, Any]:
         "reliability": predictions.reliability(),
         "layers": [layer._asdict() for layer in layers],
     }
+
+
+def of_benchmarks(model: MoE, request: Request, device: torch.device) -> dict[str, Any]:
+    """The user's own text sets (docs/corpora.md): `benchmark_NAME` in bits a byte, as val_bpb, and a table."""
+    table = {}
+    for name, data in benchmarks(request.config, request.data_dir).items():
+        score = score_tokens(model, data, "test", request.config.eval_tokens, device)
+        score.require_finite()
+        table[name] = {
+            "bpb": score.bits_per_byte,
+            "bytes": score.bytes,
+            "tokens": score.tokens,
+            "accuracy": score.predictions.accuracy,
+            "calibration_error": score.predictions.calibration_error,
+            "bpb_by_topic": score.predictions.topics(),
+            "train_overlap": data.train_overlap["test"],
+            "sha256": data.corpus_sha256,
+        }
+
+    return {f"benchmark_{name}": row["bpb"] for name, row in table.items()} | {"benchmarks": table}
 
 
 def _over_layers(name: str, layers: list[LayerReport]) -> float | None:

@@ -79,7 +79,7 @@ class PredictionTally:
     ) -> None:
         """Take in a batch of windows of `window` tokens, with each target's bytes and the topic of its document."""
         nats_N = predictions.nats_N.double().cpu().numpy()
-        confidence_N = predictions.confidence_N.double().cpu().numpy()
+        confidence_N = predictions.confidence_N.double().nan_to_num().cpu().numpy()  # nats_N tells what is not finite
         correct_N = predictions.correct_N.cpu().numpy()
         _add(self.by_position, np.arange(len(nats_N)) % window, (nats_N, bytes_N))
         _add(self.by_topic, topic_N, (nats_N, bytes_N))
