@@ -19,15 +19,22 @@ from torch import Tensor
 
 Path = Literal["auto", "loop", "padded"]
 
-MOST_PADDING = 1.25  # rows an assignment: under skew, padding would make every expert as slow as the busiest
+OTHER_PADDING = ((1 << 28, 1.25),)  # unmeasured: a loop of 18 launches of 8 us is as long as these products on a T4
 
-LOOP_FROM: Mapping[tuple[str, torch.dtype], int] = MappingProxyType(
+MOST_PADDING: Mapping[tuple[str, torch.dtype], tuple[tuple[int, float], ...]] = MappingProxyType(
     {
-        ("cpu", torch.float32): 1 << 20,
-        ("cpu", torch.bfloat16): 1 << 20,
+        ("cpu", torch.float32): ((300_000, 1.8), (1_000_000, 1.25), (5_000_000, 1.1), (10_000_000, 1.05)),
+        ("cpu", torch.bfloat16): ((1_000_000, 2.0), (5_000_000, 1.3), (10_000_000, 1.2), (40_000_000, 1.04)),
     }
 )
-"""From how many multiplications in one product of one expert a loop is faster than padding."""
+"""By device and type: up to how many multiplications in one product of one expert, how many rows an assignment pay.
+
+Medians of `python -m benchmarks.moe_layer --table --threads 1` on an AMD EPYC with AVX-512 (2026-11-23); never over 2,
+for the sake of memory.
+"""
+
+ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", torch.bfloat16): 16})
+"""In the loop an expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
 
 
 class Slots(NamedTuple):
@@ -51,11 +58,10 @@ def choose(
     if loads is None:
         return "padded"
 
-    if len(loads) * max(loads) > MOST_PADDING * assignments:
-        return "loop"
-
-    work = assignments // len(loads) * d_model * d_expert
-    return "loop" if work >= LOOP_FROM.get((device, dtype), 1 << 20) else "padded"
+    padding = len(loads) * max(loads) / assignments
+    work = assignments * d_model * d_expert // len(loads)
+    steps = MOST_PADDING.get((device, dtype), OTHER_PADDING)
+    return "padded" if any(work <= most_work and padding <= most for most_work, most in steps) else "loop"
 
 
 def arrange(
@@ -93,9 +99,11 @@ def arrange(
     elif loads is None:
         raise ValueError("the loop reads the loads; with a capacity the layout on this device is padded")
     else:
-        rows = loads
+        multiple = ROW_MULTIPLE.get((device.type, dtype), 1)
+        rows = [-(-load // multiple) * multiple for load in loads]
         n_rows = sum(rows)
-        first_row_E = load_E.cumsum(0) - load_E
+        rows_E = (load_E + multiple - 1) // multiple * multiple
+        first_row_E = rows_E.cumsum(0) - rows_E
 
     expert_A, order_A = experts_NK.flatten().sort(stable=True)
     shift_E = first_row_E - (load_E.cumsum(0) - load_E)

@@ -1,0 +1,162 @@
+"""What the dispatch costs and promises beside its numbers: kernels, host syncs, memory, the choice of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moe.config import apply
+from moe.experts import Experts
+from moe.presets import PRESETS
+from moe.routing import choose_experts
+from moe.slots import arrange, choose
+
+SYNCS = (
+    "tolist",
+    "item",
+    "cpu",
+    "numpy",
+    "nonzero",
+    "__bool__",
+    "__int__",
+    "__index__",
+    "__float__",
+    "unique",
+    "bincount",
+)
+FREE = ("empty", "new_empty", "empty_like", "_unsafe_view")  # no kernel
+
+
+class _Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that are neither views nor allocations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func._schema.name.removeprefix("aten::") not in FREE:
+            self.count += 1
+
+        return func(*args, **(kwargs or {}))
+
+
+class _Syncs(TorchFunctionMode):
+    """Counts calls that would make the host wait for a card."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in SYNCS:
+            self.count += 1
+
+        return func(*args, **(kwargs or {}))
+
+
+def make_experts(**changes: Any) -> Experts:
+    torch.manual_seed(0)
+    experts = Experts(apply(PRESETS["nano"], {"d_model": 16, "d_expert": 12, "num_experts": 8} | changes))
+    for weights in experts.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+
+    return experts
+
+
+def make_layer(experts: Experts, top_k: int = 2, capacity: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """Router, routing and experts."""
+    router = torch.randn(8, 16, device=experts.w_in.device, requires_grad=True)
+
+    def layer(x: Tensor) -> Tensor:
+        routing = choose_experts(
+            F.linear(x.float(), router),
+            top_k=top_k,
+            normalize_gates=True,
+            tokens_per_group=16,
+            seq_len=16,
+            capacity_factor=capacity,
+        )
+        y: Tensor = experts(x, routing.gates_NK, routing.experts_NK, routing.kept_E, routing.slots)
+        return y
+
+    return layer
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 45), (torch.bfloat16, 55)], ids=str)
+def test_padded_experts_take_few_kernels_and_one_sync(dtype: torch.dtype, most: int) -> None:
+    experts = make_experts(expert_kind="mlp")
+    experts.path = "padded"
+    x = torch.randn(32, 16, dtype=dtype, requires_grad=True)
+    gates = torch.rand(32, 2, requires_grad=True)
+    chosen = torch.rand(32, 8).topk(2).indices
+    load = torch.bincount(chosen.flatten(), minlength=8)
+    grad = torch.ones_like(x)
+    with _Syncs() as syncs, _Launches() as launches:  # type: ignore[no-untyped-call]
+        torch.autograd.backward(experts(x, gates, chosen, load), grad)
+
+    assert launches.count <= most
+    assert syncs.count == 1
+
+
+def test_with_a_capacity_no_value_is_read_off_the_cpu() -> None:
+    experts = make_experts().to("meta")  # has no values: reading one is an error
+    x = torch.empty(32, 16, device="meta", requires_grad=True)
+    y = make_layer(experts, capacity=1.25)(x)
+    torch.autograd.backward(y, torch.ones_like(x))
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        make_layer(experts)(x)
+
+
+def test_without_a_gradient_to_compute_nothing_is_kept() -> None:
+    experts = make_experts()
+    layer = make_layer(experts)
+    x = torch.randn(32, 16)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.no_grad():
+        y = layer(x)
+
+    assert not kept
+    assert y.grad_fn is None
+    with hooks:
+        torch.testing.assert_close(layer(x), y, rtol=0, atol=0)
+
+    assert kept
+
+
+def test_padding_is_chosen_for_little_work_and_even_loads_only() -> None:
+    def path(loads: list[int], d_expert: int) -> str:
+        return choose(loads, assignments=sum(loads), d_model=64, d_expert=d_expert, dtype=torch.float32, device="cpu")
+
+    assert path([64] * 8, 64) == "padded"
+    assert path([64] * 8, 64_000) == "loop"
+    assert path([505, *[1] * 7], 64) == "loop"
+    assert choose(None, assignments=512, d_model=64, d_expert=64_000, dtype=torch.float16, device="cuda") == "padded"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", ["loop", "padded"])
+def test_each_kept_assignment_has_a_row_of_its_own(path: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    chosen = torch.rand(40, 6).topk(3).indices
+    chosen[::3, 1] = 6  # dropped
+    load = torch.bincount(chosen.flatten(), minlength=7)[:6]
+    slots = arrange(chosen, load, path=path, slots=None, d_model=8, d_expert=8, dtype=dtype)
+    kept = chosen.flatten() < 6
+    rows = slots.slot_A[kept]
+    assert len(set(rows.tolist())) == len(rows) == int(load.sum())
+    assert slots.slot_A[~kept].eq(len(slots.token_R)).all()
+    assert torch.equal(slots.token_R[rows], torch.arange(40).repeat_interleave(3)[kept])
+    sizes = slots.rows_E if path == "loop" else torch.full((6,), int(load.max()))
+    assert torch.equal(torch.arange(6).repeat_interleave(sizes)[rows], chosen.flatten()[kept])
