@@ -75,14 +75,18 @@ def hash_set(folder: Path, name: str) -> str:
     """SHA-256 over the contents of a text set's files and, in a folder, their relative paths.
 
     Raises:
-        CorpusError: as read_set().
+        CorpusError: there is no such set or more than one, or a file cannot be read.
     """
     root = _root(folder, name)
     digest = hashlib.sha256()
     for path in _files(root):
-        state = path.stat()
         relative = path.relative_to(root).as_posix() if path != root else path.suffix
-        content = _hash_state(path, state.st_size, state.st_mtime_ns)
+        try:
+            state = path.stat()
+            content = _hash_state(path, state.st_size, state.st_mtime_ns)
+        except OSError as error:
+            raise CorpusError(f"{path} cannot be read: {error.strerror}") from None
+
         digest.update(f"{relative}\0{content}\0".encode())
 
     return digest.hexdigest()
@@ -119,7 +123,8 @@ def _files(root: Path) -> list[Path]:
     if not root.is_dir():
         return [root]
 
-    below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    # A link to a folder, which rglob() does not enter, is in the way like any other file that is no text.
+    below = (path.relative_to(root) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
     visible = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
     other = next((path for path in visible if path.suffix not in SUFFIXES), None)
     if other is not None:

@@ -15,8 +15,7 @@ class Run(BaseModel):
     corpus: Annotated[
         str,
         Field(
-            max_length=100,
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(@[0-9a-f]{16})?$",
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[0-9a-f]{16})?$",
             description="wikipedia: 10,033 packaged leads of vital articles; smollm: the first corpus_documents "
             "of Cosmopedia v2, streamed; another NAME: the text set in the lab's data/texts, split by document",
         ),
@@ -28,7 +27,7 @@ class Run(BaseModel):
     ]
     corpus_documents: Annotated[
         int | None,
-        Field(ge=1, le=10**7, description="documents of the corpus, from its first, on both sides of the split; all"),
+        Field(ge=1, le=10**7, description="use only the first so many documents of the corpus; null: all"),
         Acts(on="loss", source="Kaplan et al. 2020, arXiv:2001.08361: loss falls with the data", role="budget"),
     ] = None
     tokenizer: Annotated[

@@ -145,6 +145,21 @@ def test_a_parquet_file_without_text_is_named(tmp_path: Path) -> None:
         list(read_set(tmp_path, "none"))
 
 
+def test_links_are_followed_or_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    link = folder / "a.txt"
+    link.symlink_to(tmp_path / "elsewhere.txt")
+    with pytest.raises(CorpusError, match=r"a\.txt cannot be read: No such file"):
+        hash_set(tmp_path, "set")
+
+    (tmp_path / "elsewhere.txt").write_text("Text from elsewhere.")
+    assert len(hash_set(tmp_path, "set")) == 64
+    (folder / "more").symlink_to(tmp_path)
+    with pytest.raises(CorpusError, match=r"more is none of \.txt"):
+        hash_set(tmp_path, "set")
+
+
 def test_one_name_is_one_set(tmp_path: Path) -> None:
     write_forms(tmp_path)
     write_jsonl(tmp_path / "files.jsonl")
