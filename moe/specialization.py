@@ -1,9 +1,9 @@
 """What routers have learned: how sure they are, how evenly they spread tokens, and whether experts know a subject.
 
-The information that an expert's choice carries of the topic is read against chance, as the adjusted mutual information
-of Vinh, Epps and Bailey (JMLR 11, 2010): less its mean after the topics were shuffled among the documents. Whole
-documents are shuffled, since the tokens of one resemble each other whatever its topic; so a router that knows words or
-documents, but no topics, reads about 0.
+The information that an expert's choice carries of the topic is read against chance, as in the adjusted mutual
+information of Vinh, Epps and Bailey (JMLR 11, 2010): less its mean after the topics were shuffled among the documents.
+Whole documents are shuffled, since the tokens of one resemble each other whatever its topic; so a router that knows
+words or documents, but no topics, reads about 0.
 
 N tokens, A assignments, E experts, L layers with experts, W documents, S topics.
 """
