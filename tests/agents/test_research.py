@@ -25,33 +25,12 @@ from db.lab import Lab
 from db.queries import pairs, runs_of_experiment
 from db.queue import Claim, Outcome, claim_run, finish_attempt
 from db.records import Experiment, Runner
-from db.runners import register_runner
 from db.tasks import get_cycle
 from moe.config import Config
 from moe.presets import PRESETS
 
-Scorer = Callable[[Config, int], float | None]
-"""val_bpb of a config and seed; None for a run that diverges."""
-
-
-@pytest.fixture
-def runner(lab: Lab) -> Runner:
-    """A CPU that the lab knows."""
-    return register_runner(
-        lab.store,
-        {
-            "hostname": "here",
-            "device": "cpu",
-            "device_name": "a CPU",
-            "device_key": "cpu",
-            "precision": "fp32",
-            "torch": "2.13",
-            "hardware_class": "cpu a CPU fp32 torch 2.13",
-            "memory_bytes": 8 * 2**30,
-            "threads": 2,
-            "message": "training on the CPU",
-        },
-    )
+Scorer = Callable[[Config, int], float | dict[str, float] | None]
+"""val_bpb of a config and seed, or a whole score; None for a run that diverges."""
 
 
 def approved(lab: Lab, treatment: Mapping[str, Any], **columns: Any) -> Experiment:
@@ -83,7 +62,9 @@ def work_off(lab: Lab, runner: Runner, scorer: Scorer, *, probe: Mapping[str, An
             outcome = Outcome(status="completed", score=probe or {"passed": True, "acts": {}, "causal": True})
         else:
             value = scorer(Config.model_validate(claim.run.config), claim.run.seed)
-            if value is None:
+            if isinstance(value, dict):
+                outcome = Outcome(status="completed", score=value)
+            elif value is None:
                 outcome = Outcome(status="pruned", error="train_loss is not finite at step 3")
             else:
                 outcome = Outcome(status="completed", score={"val_bpb": value, "flops": 1e9, "train_seconds": 1.0})
@@ -142,7 +123,7 @@ def test_own_text_is_pinned_when_it_is_queued_for_all_seeds_to_come(lab: Lab, ru
     text.parent.mkdir(parents=True)
     text.write_text("One text.")
     enqueue(lab, [asked.id])
-    name, _, digest = get_experiment(lab.store, asked.id).baseline["corpus"].partition("@")
+    name, _, digest = str(get_experiment(lab.store, asked.id).baseline["corpus"]).partition("@")
     assert (name, len(digest)) == ("mine", 16)
     done = work_off(lab, runner, noisy)
     mind.work(lab)
