@@ -2,7 +2,8 @@
 
 Appends to metrics.jsonl as it goes; leaves checkpoint.pt and train.json. The seed determines everything: on a CPU, with
 a budget in tokens and a fixed number of threads, the same seed gives the same bits, also when the run was killed and
-resumed (moe/checkpoint.py). On CUDA kernels may differ in the last bits.
+resumed (moe/checkpoint.py). On CUDA kernels may differ in the last bits. Several processes may share the work
+(moe/parallel.py); this one is then the first of them.
 
 What this does not do: grade itself (moe/evaluate.py does; val_bpb here is a curve over a small part of
 val), or choose the micro-batch (pre-flight does, with moe/accounting.py).
@@ -33,6 +34,7 @@ from moe.health import NonFiniteError, Watch
 from moe.model import MoE, Output
 from moe.noise import router_noise
 from moe.optim import build_optimizers, set_learning_rate
+from moe.parallel import Team, lead, micro_batch_rows
 from moe.rundir import (
     Request,
     device_of,
@@ -56,11 +58,14 @@ POINT_SECONDS = 1.0  # and at least one a second
 COUNTERS = ("step", "sequences", "seconds", "evals_done", "points_done", "last_point")
 PARTS = ("model", "average", "scaler", "watch", "routing_probe")
 
+# Of an Output, what a step reports as means over its batch.
+MEANS = ("cross_entropy", "balance_loss", "z_loss", "router_entropy", "dropped")
+
 COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(directory: Path) -> None:
-    """Train as config.json asks."""
+    """Train as config.json asks, in as many processes."""
     request = read_request(directory)
     if (directory / "checkpoint.pt").exists():
         raise FileExistsError(f"{directory / 'checkpoint.pt'} exists; a run directory serves one run")
@@ -68,21 +73,14 @@ def train(directory: Path) -> None:
     device = device_of(request)
     precision = resolve_precision(request.config, device)
     data = prepare(request.config, request.data_dir)
-    trainer = Trainer(request, data, device)
-    checkpoints = Checkpoints(directory, request)
-    if request.resume is not None and (state := checkpoints.resume(request.resume)):
-        trainer.restore(state)
+    with lead(directory, request) as team:
+        trainer = Trainer(request, data, device, team)
+        checkpoints = Checkpoints(directory, request)
+        state = None if request.resume is None else checkpoints.resume(request.resume)
+        if state := team.from_first(state):
+            trainer.restore(state)
 
-    with (directory / "metrics.jsonl").open("a") as file, noting_sigterm() as signals:
-        for point in trainer.run(signals):
-            file.write(json.dumps(point, allow_nan=False) + "\n")
-            file.flush()
-            if checkpoints.fits(signals[0]) if signals else checkpoints.due(trainer.seconds):
-                os.fsync(file.fileno())  # a checkpoint promises the points up to its step
-                checkpoints.save(trainer.state())
-
-            if signals:
-                end_by_sigterm()
+        _write_points(trainer, checkpoints, directory / "metrics.jsonl")
 
     checkpoint = {
         "model": trainer.scored_model.state_dict(),
@@ -103,6 +101,7 @@ def train(directory: Path) -> None:
             "peak_memory_bytes": peak_memory(device),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "precision": precision,
+            "processes": request.processes,
             "torch": torch.__version__,
         },
     )
@@ -115,6 +114,7 @@ class Trainer:
     request: Request
     data: Data
     device: torch.device
+    team: Team = field(default_factory=Team)
     step: int = 0
     sequences: int = 0
     seconds: float = 0.0
@@ -180,7 +180,7 @@ class Trainer:
         while size := batch_at(self.config, self.position):
             started = time.perf_counter()
             values = self.optimizer_step(learning_rate(self.config, progress_at(self.config, self.position)))
-            took = time.perf_counter() - started
+            took = self.team.from_first(time.perf_counter() - started)
             self.seconds += took
             self.step += 1
             self.sequences += size
@@ -196,7 +196,7 @@ class Trainer:
                 continue
 
             values["tokens_per_second"] = size * self.config.seq_len / took
-            if evals_due > self.evals_done:
+            if evals_due > self.evals_done and self.team.leads:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
                 score = score_tokens(self.scored_model, self.data, "val", n_tokens, self.device)
                 values["val_bpb"] = score.bits_per_byte
@@ -222,16 +222,22 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
         size = batch_at(self.config, self.position)
-        outputs = [self.backward(*part, share=len(part[0]) / size) for part in self.micro_batches(size)]
-        losses = torch.stack(
-            [torch.stack([o.cross_entropy, o.balance_loss, o.z_loss, o.router_entropy, o.dropped]) for o in outputs]
-        ).mean(dim=0)
-        train_loss, balance_loss, z_loss, entropy, dropped = losses.tolist()
+        means = torch.zeros(len(MEANS), dtype=torch.float64, device=self.device)
+        load_LE = torch.zeros(
+            sum(self.config.moe_layers), self.config.num_experts, dtype=torch.long, device=self.device
+        )
+        for tokens, targets, noise in self.micro_batches(size):
+            share = tokens.numel() / (size * self.config.seq_len)
+            output = self.backward(tokens, targets, noise, share=share)
+            means += share * torch.stack([getattr(output, name).double() for name in MEANS])
+            load_LE += output.load_LE
+
+        self.team.add(means, load_LE)
+        train_loss, balance_loss, z_loss, entropy, dropped = means.tolist()
         if not all(map(math.isfinite, (train_loss, balance_loss, z_loss))):
             raise NonFiniteError("training loss is not finite", self.step + 1)
 
         norm = self.update()
-        load_LE = torch.stack([output.load_LE for output in outputs]).sum(dim=0)
         self.model.update_balance(load_LE)
         if self.average is not None:
             self.average.update(self.model)
@@ -251,13 +257,13 @@ class Trainer:
         }
 
     def micro_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """The batch of `size` sequences that comes next: tokens, targets and router noise of each micro-batch."""
+        """This process's part of the next `size` sequences: tokens, targets and router noise of each micro-batch."""
         tokens_BT, targets_BT = batch(
             self.data.tokens["train"], self.config, seed=self.request.seed, first=self.sequences, size=size
         )
-        rows = math.gcd(self.config.micro_batch_size, size)
+        rows = micro_batch_rows(self.config, size, self.team.size)
         pieces = pieces_at(self.config, self.position)
-        for start in range(0, size, rows):
+        for start in range(self.team.rank * rows, size, self.team.size * rows):
             noise = router_noise(self.config, seed=self.request.seed, first=self.sequences + start, count=rows)
             yield (
                 _cut(tokens_BT[start : start + rows], pieces).to(self.device),
@@ -272,7 +278,8 @@ class Trainer:
         return output._replace(loss=output.loss.detach())
 
     def update(self) -> float:
-        """Clip and apply the gradient; returns its norm before clipping."""
+        """Sum the gradient over all processes, clip and apply it; returns its norm before clipping."""
+        self.team.add_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
 
@@ -285,6 +292,19 @@ class Trainer:
 
         self.scaler.update()
         return norm
+
+
+def _write_points(trainer: Trainer, checkpoints: Checkpoints, path: Path) -> None:
+    with path.open("a") as file, noting_sigterm() as signals:
+        for point in trainer.run(signals):
+            file.write(json.dumps(point, allow_nan=False) + "\n")
+            file.flush()
+            if checkpoints.fits(signals[0]) if signals else checkpoints.due(trainer.seconds):
+                os.fsync(file.fileno())  # a checkpoint promises the points up to its step
+                checkpoints.save(trainer.state())
+
+            if signals:
+                end_by_sigterm()
 
 
 def _cut(tokens_BT: Tensor, pieces: int) -> Tensor:
