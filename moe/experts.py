@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.compiled import arrange_op, mix_op
 from moe.config import Config
 from moe.dispatch import mix
-from moe.slots import Path, arrange, arrange_chosen
+from moe.slots import Path, Slots, arrange, arrange_chosen
 from moe.space.experts import GATED
 
 
@@ -40,19 +41,23 @@ class Experts(nn.Module):
             load_E: how many assignments each expert keeps.
             slots: a bound on load_E that is known without looking at it, where there is a capacity.
         """
-        layout = arrange(
-            experts_NK,
-            load_E,
-            path=self.path,
-            slots=slots,
-            d_model=self.w_out.shape[1],
-            d_expert=self.w_out.shape[2],
-            dtype=x_ND.dtype,
-        )
-        gate_R = gates_NK.new_zeros(len(layout.token_R) + 1).scatter(0, layout.slot_A, gates_NK.flatten())
-        return mix(x_ND, gate_R, self.w_in, self.w_out, layout, self.kind)
+        d, f = self.w_out.shape[1:]
+        if torch.compiler.is_compiling():
+            layout = Slots(*arrange_op(experts_NK, load_E, self.path, slots, d, f, x_ND))
+        else:
+            layout = arrange(experts_NK, load_E, path=self.path, slots=slots, d_model=d, d_expert=f, dtype=x_ND.dtype)
+
+        gate_R = gates_NK.new_zeros(layout.token_R.shape[0] + 1).scatter(0, layout.slot_A, gates_NK.flatten())
+        return self._mix(x_ND, gate_R, layout)
 
     def forward_chosen(self, x_ND: Tensor, tokens_EC: Tensor, gates_EC: Tensor) -> Tensor:
         """Expert choice: sum over the experts that took a token, weighted by their gates."""
-        layout = arrange_chosen(tokens_EC, len(x_ND))
-        return mix(x_ND, F.pad(gates_EC.flatten(), (0, 1)), self.w_in, self.w_out, layout, self.kind)
+        return self._mix(x_ND, F.pad(gates_EC.flatten(), (0, 1)), arrange_chosen(tokens_EC, len(x_ND)))
+
+    def _mix(self, x_ND: Tensor, gate_R: Tensor, layout: Slots) -> Tensor:
+        if torch.compiler.is_compiling():
+            keep = torch.is_grad_enabled()
+            y_ND: Tensor = mix_op(x_ND, gate_R, self.w_in, self.w_out, *layout, self.kind, keep)[0]
+            return y_ND
+
+        return mix(x_ND, gate_R, self.w_in, self.w_out, layout, self.kind)

@@ -135,6 +135,21 @@ def test_without_a_gradient_to_compute_nothing_is_kept() -> None:
     assert kept
 
 
+def test_compiled_whole_the_layer_gives_the_same_bits() -> None:
+    experts = make_experts()
+    x = torch.randn(32, 16, requires_grad=True)
+    gates = torch.rand(32, 2, requires_grad=True)
+    chosen = torch.rand(32, 8).topk(2).indices
+    load = torch.bincount(chosen.flatten(), minlength=8)
+    compiled = torch.compile(experts, backend="aot_eager", fullgraph=True)
+    plain, traced = (
+        [y, *torch.autograd.grad(y.square().sum(), [x, gates, *experts.parameters()])]
+        for y in (run(x, gates, chosen, load) for run in (experts, compiled))
+    )
+    for a, b in zip(plain, traced, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_padding_is_chosen_for_little_work_and_even_loads_only() -> None:
     def path(loads: list[int], d_expert: int) -> str:
         return choose(loads, assignments=sum(loads), d_model=64, d_expert=d_expert, dtype=torch.float32, device="cpu")
