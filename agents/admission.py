@@ -14,10 +14,18 @@ from db.errors import RefusedError
 from db.experiments import add_experiment
 from db.lab import Lab
 from db.records import Experiment, Proposer, Value
-from moe.config import ConfigError, apply_treatment
+from moe.config import KNOBS, ConfigError, apply_treatment
+from moe.metrics import METRICS, Metric
+from moe.post.stages import needs_post
 
 METRIC = "val_bpb"
-"""The primary metric of every experiment today; lower is better."""
+"""The primary metric of most experiments, and the guard of all others; lower is better."""
+
+GUARD_MARGIN = 0.02
+"""Bits per byte of val_bpb that a gain in another metric may cost."""
+
+POST_METRIC = "weight_bytes"
+"""The primary metric where a treatment changes what is done to trained weights, unless another is asked for."""
 
 
 class NotAdmittedError(RefusedError):
@@ -43,7 +51,12 @@ def admit(
     Raises:
         NotAdmittedError: it fails a check; the message says which, and what would pass.
     """
+    if parent is not None and proposal.metric is None:
+        proposal = proposal.model_copy(update={"metric": parent.metric})
+
     treatment = check(lab, base, proposal, ignore=ignore)
+    metric = metric_of(proposal)
+    guarded = metric.name != METRIC
     return add_experiment(
         lab.store,
         {
@@ -55,8 +68,10 @@ def admit(
             "preset": base.preset,
             "baseline": base.config.model_dump(),
             "treatment": treatment,
-            "metric": METRIC,
-            "direction": "lower",
+            "metric": metric.name,
+            "direction": metric.better,
+            "guard_metric": METRIC if guarded else None,
+            "guard_margin": GUARD_MARGIN if guarded else None,
             "proposer": proposer,
             "source": proposal.source,
             "parent_id": parent.id if parent else None,
@@ -64,6 +79,22 @@ def admit(
             "cycle_id": cycle_id,
         },
     )
+
+
+def metric_of(proposal: Proposal) -> Metric:
+    """What the proposal is to be judged by.
+
+    Raises:
+        NotAdmittedError: there is no such metric, or none that has a better side and is measured on both of them.
+    """
+    changes_weights = any(KNOBS[name].role == "post" for name in proposal.treatment)
+    name = proposal.metric or (POST_METRIC if changes_weights else METRIC)
+    usable = [metric for metric in METRICS.values() if metric.better is not None and metric.by != "ablate"]
+    metric = next((metric for metric in usable if metric.name == name), None)
+    if metric is None:
+        raise NotAdmittedError(f"{name!r} is no metric to judge by; known: {', '.join(item.name for item in usable)}")
+
+    return metric
 
 
 def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] = ()) -> dict[str, Value]:
@@ -81,17 +112,24 @@ def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] =
     except ConfigError as error:
         raise NotAdmittedError(str(error)) from None
 
+    metric = metric_of(proposal).name
+    if needs_post(metric, base.config, config) and not (base.config.causal and config.causal):
+        raise NotAdmittedError(
+            "routing=expert_choice looks at later tokens, so such a model cannot generate, and its trained weights are "
+            "not treated or timed; take a causal routing"
+        )
+
     problems = preflight(lab, config, target_runner(lab)).problems
     if problems:
         raise NotAdmittedError("; ".join(problems))
 
     treatment: dict[str, Value] = {name: getattr(config, name) for name in proposal.treatment}
     text = f"{proposal.title} {proposal.hypothesis}"
-    twin = find_duplicate(lab.store, base.config, treatment, text, ignore=ignore)
+    twin = find_duplicate(lab.store, base.config, treatment, text, metric=metric, ignore=ignore)
     if twin:
         raise NotAdmittedError(
             f"asked before: experiment {twin.experiment_id} ({twin.title}) tests "
-            f"{describe(changes_of(base.config, twin.treatment))} on the same baseline"
+            f"{describe(changes_of(base.config, twin.treatment))} on the same baseline by {metric}"
             + (f", verdict {twin.verdict}" if twin.verdict else f", {twin.status}"),
             duplicate_of=twin.experiment_id,
         )

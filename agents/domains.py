@@ -196,5 +196,5 @@ def _check_knobs(names: list[str] | Mapping[str, object]) -> None:
         if name not in KNOBS:
             raise ValueError(f"unknown knob {name!r}; known: {', '.join(KNOBS)}")
 
-        if KNOBS[name].role != "science":
+        if KNOBS[name].role not in ("science", "post"):
             raise ValueError(f"{name} is {KNOBS[name].role}; a treatment cannot change it")

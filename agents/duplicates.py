@@ -54,10 +54,11 @@ def neighbours(
     treatment: Mapping[str, Value],
     text: str,
     *,
+    metric: str | None = None,
     ignore: Collection[int] = (),
     limit: int = 5,
 ) -> list[Neighbour]:
-    """The past experiments on this baseline nearest to an idea, nearest first.
+    """The past experiments on this baseline nearest to an idea, nearest first; with a `metric`, those judged by it.
 
     Superseded, failed and cancelled ones have answered nothing and are left out.
     """
@@ -65,17 +66,20 @@ def neighbours(
     kept = [
         (_relation(base, treatment, item.treatment), item)
         for item in found.values()
-        if item.id not in ignore and item.status not in _UNANSWERED and is_same_baseline(base, item.baseline)
+        if item.id not in ignore
+        and metric in (None, item.metric)
+        and item.status not in _UNANSWERED
+        and is_same_baseline(base, item.baseline)
     ]
     kept.sort(key=lambda pair: (_ORDER.index(pair[0]), -pair[1].id))
     return [_neighbour(store, relation, item) for relation, item in kept[:limit]]
 
 
 def find_duplicate(
-    store: Store, base: Config, treatment: Mapping[str, Value], text: str, *, ignore: Collection[int] = ()
+    store: Store, base: Config, treatment: Mapping[str, Value], text: str, *, metric: str, ignore: Collection[int] = ()
 ) -> Neighbour | None:
-    """The past experiment on this baseline that asks the same question."""
-    nearest = neighbours(store, base, treatment, text, ignore=ignore, limit=1)
+    """The past experiment on this baseline that asks the same question, to be judged by the same metric."""
+    nearest = neighbours(store, base, treatment, text, metric=metric, ignore=ignore, limit=1)
     return nearest[0] if nearest and nearest[0].is_duplicate else None
 
 

@@ -9,6 +9,12 @@ baseline, hardware and metric; Student's t with the pooled degrees of freedom), 
 larger. Since we look after each pair, look k spends the part 6/(pi k)^2 of the error, which sums to 1 however often one
 looks (union bound), so the interval holds at 95 % over all looks of one experiment. Over many experiments false
 discoveries add up; that is not controlled here.
+
+A guard metric with a margin is weighed in the same way, from its own pairs: a gain counts only when the whole interval
+of what the guard lost lies within the margin, and is no gain when the whole interval lies beyond it.
+
+A model that looks at later tokens, and says so, is compared like any other, but its gain has a word of its own:
+improved but not causal. One that claims not to, and does, is invalid.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ from db.queries import Pair, comparable_pairs, experiment_seconds, pairs, probe_
 from db.queue import cancel_experiment_runs
 from db.records import ENDED_RUN, Direction, Experiment, ExperimentStatus, Run, Verdict, Word
 from moe.accounting import account
+from moe.config import Config
+from moe.post.stages import as_served
 
 ALPHA = 0.05
 """Chance that one experiment whose treatment does nothing is ever called improved or worse."""
@@ -124,7 +132,7 @@ def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
         if not found or not all(_ended(run) for pair in found for run in (pair.baseline, pair.treatment)):
             return None
 
-        if reason := _broken(found):
+        if reason := _broken(found, experiment):
             return _conclude(lab, experiment, "invalid", reason=reason, failed=True)
 
         if diverged := [pair.treatment for pair in found if pair.treatment and pair.treatment.status == "pruned"]:
@@ -145,7 +153,7 @@ def _gate(probes: Sequence[Run]) -> str | None:
             if dead:
                 return f"{', '.join(dead)} does nothing here: {score['acts'][dead[0]]['detail']}"
 
-            if not score.get("causal", True):
+            if not score.get("causal", True) and score.get("declared_causal", True):
                 return f"the model sees future tokens: {score.get('causal_detail', '')}"
 
             return "the probe did not pass"
@@ -153,7 +161,8 @@ def _gate(probes: Sequence[Run]) -> str | None:
     return None
 
 
-def _broken(found: Sequence[Pair]) -> str | None:
+def _broken(found: Sequence[Pair], experiment: Experiment) -> str | None:
+    measured = [name for name in (experiment.metric, experiment.guard_metric) if name is not None]
     for pair in found:
         if pair.baseline and pair.baseline.status == "pruned":
             return f"the baseline itself diverged with seed {pair.seed}: {pair.baseline.error}"
@@ -163,28 +172,43 @@ def _broken(found: Sequence[Pair]) -> str | None:
                 why = (run.error or run.status) if run else "missing"
                 return f"the {side} run with seed {pair.seed} has no result: {why}"
 
+            missing = [name for name in measured if run.status == "completed" and (run.score or {}).get(name) is None]
+            if missing:
+                return f"the score of run {run.id} ({side}, seed {pair.seed}) has no {missing[0]}"
+
     return None
 
 
 def _rule(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> Verdict:
-    scores = [
-        Score(
-            seed=pair.seed, baseline=_metric(pair.baseline, experiment), treatment=_metric(pair.treatment, experiment)
-        )
-        for pair in found
-    ]
+    scores = _scores(found, experiment.metric)
     others = [
         [Score(seed=0, baseline=baseline, treatment=treatment) for baseline, treatment in group]
         for key, group in comparable_pairs(lab.store, experiment).items()
         if key != experiment.id
     ]
     ruling = weigh(scores, others, direction=experiment.direction, first_look=lab.settings.min_seeds)
-    open_still = ruling.word == "no evidence yet" and len(scores) < lab.settings.max_seeds
-    verdict = _conclude(lab, experiment, ruling.word, ruling=ruling, scores=scores, final=not open_still)
+    guard = None
+    if experiment.guard_metric is not None:
+        guard = weigh(_scores(found, experiment.guard_metric), first_look=lab.settings.min_seeds)
+
+    word = _guarded(ruling.word, guard, experiment.guard_margin or 0.0)
+    if word == "improved" and not all(config.causal for config in configs_of(experiment)):
+        word = "improved but not causal"
+
+    open_still = word == "no evidence yet" and len(scores) < lab.settings.max_seeds
+    verdict = _conclude(lab, experiment, word, ruling=ruling, guard=guard, scores=scores, final=not open_still)
     if open_still:
         add_pairs(lab, experiment, [max(score.seed for score in scores) + 1])
 
     return verdict
+
+
+def _guarded(word: Word, guard: Ruling | None, margin: float) -> Word:
+    """The word with the guard in view, a metric of which less is better and `margin` more is borne."""
+    if guard is not None and guard.low > margin:
+        return "worse"
+
+    return "no evidence yet" if word == "improved" and guard is not None and guard.high > margin else word
 
 
 def _conclude(
@@ -194,14 +218,23 @@ def _conclude(
     *,
     reason: str | None = None,
     ruling: Ruling | None = None,
+    guard: Ruling | None = None,
     scores: Sequence[Score] = (),
     final: bool = True,
     failed: bool = False,
 ) -> Verdict:
     baseline, treatment = configs_of(experiment)
     ours, theirs = account(treatment), account(baseline)
+    our_model, their_model = account(as_served(treatment)), account(as_served(baseline))
     ratio = ours.flops_per_token / theirs.flops_per_token
     sentence = _sentence(experiment, word, reason, ruling, len(scores), ratio)
+    if guard is not None:
+        sentence = f"{sentence.removesuffix('.')}; {_guard_fact(experiment, guard)}."
+
+    if ruling is not None and (label := _not_causal(baseline, treatment)):
+        reason = label
+        sentence = f"{sentence.removesuffix('.')}; {label}."
+
     previous = latest_verdict(lab.store, experiment.id)
     verdict = add_verdict(
         lab.store,
@@ -222,10 +255,13 @@ def _conclude(
             "high": ruling.high if ruling else None,
             "confidence": 1.0 - ALPHA if ruling else None,
             "noise": ruling.pair_noise if ruling else None,
-            "baseline_parameters": theirs.parameters,
-            "treatment_parameters": ours.parameters,
-            "baseline_active_parameters": theirs.active_parameters,
-            "treatment_active_parameters": ours.active_parameters,
+            "guard_effect": guard.effect if guard else None,
+            "guard_low": guard.low if guard else None,
+            "guard_high": guard.high if guard else None,
+            "baseline_parameters": their_model.parameters,
+            "treatment_parameters": our_model.parameters,
+            "baseline_active_parameters": their_model.active_parameters,
+            "treatment_active_parameters": our_model.active_parameters,
             "baseline_flops": theirs.flops,
             "treatment_flops": ours.flops,
             "cost_seconds": experiment_seconds(lab.store, experiment.id),
@@ -248,13 +284,11 @@ def _sentence(
     if ruling is None:
         return f"{change}: {word}, {reason}."
 
-    places = max(2, min(5, 1 - math.floor(math.log10(max(ruling.pair_noise, 1e-9)))))
-    effect = f"{ruling.effect:+.{places}f}"
-    interval = f"[{ruling.low:+.{places}f}, {ruling.high:+.{places}f}]"
-    facts = f"{experiment.metric} {effect} {interval} over {count} pairs"
-    floor = f"±{ruling.margin:.{places}f}"
+    facts = f"{experiment.metric} {_interval(ruling)} over {count} pairs"
+    floor = f"±{ruling.margin:,.{_places(ruling)}f}"
     text = {
         "improved": f"{change} improves {facts}",
+        "improved but not causal": f"{change} improves {facts}",
         "worse": f"{change} makes it worse: {facts}",
         "equivalent": f"{change} changes nothing that matters: {facts}, within one noise floor ({floor})",
         "no evidence yet": f"{change}: no evidence yet, {facts}",
@@ -265,13 +299,46 @@ def _sentence(
     return text + "."
 
 
+def _interval(ruling: Ruling) -> str:
+    places = _places(ruling)
+    return f"{ruling.effect:+,.{places}f} [{ruling.low:+,.{places}f}, {ruling.high:+,.{places}f}]"
+
+
+def _places(ruling: Ruling) -> int:
+    if abs(ruling.effect) >= 100.0:
+        return 0
+
+    return max(2, min(5, 1 - math.floor(math.log10(max(ruling.pair_noise, 1e-9)))))
+
+
+def _guard_fact(experiment: Experiment, guard: Ruling) -> str:
+    margin = experiment.guard_margin or 0.0
+    where = "within" if guard.high <= margin else "beyond" if guard.low > margin else "not surely within"
+    return f"{experiment.guard_metric} {_interval(guard)} is {where} the margin of {margin:g}"
+
+
+def _not_causal(baseline: Config, treatment: Config) -> str | None:
+    sides = [side for side, config in (("baseline", baseline), ("treatment", treatment)) if not config.causal]
+    if not sides:
+        return None
+
+    return f"not causal: the {' and the '.join(sides)} can look at later tokens, so the score is no likelihood of text"
+
+
 def _show(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _metric(run: Run | None, experiment: Experiment) -> float:
+def _scores(found: Sequence[Pair], metric: str) -> list[Score]:
+    return [
+        Score(seed=pair.seed, baseline=_metric(pair.baseline, metric), treatment=_metric(pair.treatment, metric))
+        for pair in found
+    ]
+
+
+def _metric(run: Run | None, metric: str) -> float:
     score: Mapping[str, float] = (run.score if run else None) or {}
-    return float(score[experiment.metric])
+    return float(score[metric])
 
 
 def _ended(run: Run | None) -> bool:

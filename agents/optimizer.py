@@ -102,5 +102,6 @@ def _proposal(base: Base, domains: Mapping[str, Domain], treatment: dict[str, Va
         method=f"Changed: {moves}; everything else as in the baseline.",
         domain=home,
         treatment=values,
+        metric=METRIC,
         source="Optuna TPE over the lab's own verdicts",
     )

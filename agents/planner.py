@@ -1,7 +1,8 @@
 """From an approved experiment to runs in the queue: pre-flight, then one transaction.
 
 Probes come first, and a treatment waits until its probe has passed; baselines before treatments, since many
-experiments share them. Equal fingerprint and seed is the same run, done once.
+experiments share them. Equal fingerprint and seed is the same run, done once. Where post runs are compared, each waits
+for the training run whose checkpoint it reads: a treatment that changes no training shares the baseline's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from db.queue import Queued, add_run
 from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
 from db.runners import list_runners
 from db.store import to_column
-from moe.config import Config, ConfigError, apply, apply_treatment, scientific
+from moe.config import Config, ConfigError, after_training, apply, apply_treatment, scientific
 from moe.fingerprint import code_hash, corpus_identity, fingerprint, pin
+from moe.post.stages import as_trained, needs_post
 from moe.texts import CorpusError
 
 _STRIDE = 100
-_RANK: dict[Arm, int] = {"probe": 20, "baseline": 10, "treatment": 0}
+_RANK: dict[Arm, int] = {"probe": 30, "checkpoint": 20, "baseline": 10, "treatment": 0}
 """Added to _STRIDE times the user's priority, so that a higher priority always wins."""
 
 _MAY_QUEUE: tuple[ExperimentStatus, ...] = ("approved", "concluded", "failed", "cancelled")
@@ -72,7 +74,7 @@ def enqueue(lab: Lab, experiment_ids: Iterable[int], *, seeds: int | None = None
 
 
 def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Queued]:
-    """Queues one training run on each side for every seed, waiting for the experiment's probe."""
+    """Queues the runs of both sides for every seed; a treatment's training waits for the experiment's probe."""
     store = lab.store
     baseline, treatment = configs_of(experiment)
     hardware_class = experiment.hardware_class or ""
@@ -84,7 +86,13 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
         "probe",
         {
             "kind": "probe",
-            "fingerprint": fingerprint("probe", treatment, hardware_class, baseline=scientific(baseline)),
+            "fingerprint": fingerprint(
+                "probe",
+                treatment,
+                hardware_class,
+                post=after_training(treatment),
+                baseline=scientific(baseline) | after_training(baseline),
+            ),
             "seed": 0,
             "hardware_class": hardware_class,
             "code": code_hash(),
@@ -94,20 +102,30 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
             "priority": rank + _RANK["probe"],
         },
     )
-    added = [probe]
+    added = {probe.run.id: probe}
+    posted = needs_post(experiment.metric, baseline, treatment)
+    trains_anew = scientific(treatment) != scientific(baseline)
     arms: tuple[tuple[Arm, Config, int | None], ...] = (
         ("baseline", baseline, None),
-        ("treatment", treatment, probe.run.id),
+        ("treatment", treatment, probe.run.id if trains_anew else None),
     )
     for arm, config, needs in arms:
         micro = preflight(lab, config, runner).micro_batch_size
+        fitted = apply(config, {"micro_batch_size": micro})
         for seed in seeds:
-            values = _train_values(apply(config, {"micro_batch_size": micro}), hardware_class, seed)
-            values |= {"priority": rank + _RANK[arm], "needs_run_id": needs}
-            added.append(add_run(store, experiment.id, arm, values))
+            first: Arm = "checkpoint" if posted else arm
+            values = _values("train", as_trained(fitted), hardware_class, seed)
+            values |= {"priority": rank + _RANK[first], "needs_run_id": needs}
+            queued = add_run(store, experiment.id, first, values)
+            added.setdefault(queued.run.id, queued)
+            if posted:
+                values = _values("post", fitted, hardware_class, seed)
+                values |= {"priority": rank + _RANK[arm], "needs_run_id": queued.run.id}
+                queued = add_run(store, experiment.id, arm, values)
+                added.setdefault(queued.run.id, queued)
 
     plan_experiment(store, experiment.id, seeds=max(seeds))
-    return added
+    return list(added.values())
 
 
 def configs_of(experiment: Experiment) -> tuple[Config, Config]:
@@ -166,7 +184,7 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) 
         seconds=None if cost.seconds is None else cost.seconds * training,
         memory_bytes=cost.memory_bytes,
         micro_batch_size=cost.micro_batch_size,
-        notes=_notes(lab, baseline, treatment, runner),
+        notes=_notes(lab, experiment, runner),
     )
 
 
@@ -186,10 +204,14 @@ def _pin_text(lab: Lab, experiment: Experiment) -> Experiment:
     return get_experiment(lab.store, experiment.id)
 
 
-def _notes(lab: Lab, baseline: Config, treatment: Config, runner: Runner) -> list[str]:
+def _notes(lab: Lab, experiment: Experiment, runner: Runner) -> list[str]:
     notes = []
+    baseline, treatment = configs_of(experiment)
     if runner.device == "cpu":
         notes.append("no card: the runs train on the CPU")
+
+    if scientific(treatment) == scientific(baseline):
+        notes.append("the treatment trains nothing of its own: it is measured on the baseline's checkpoints")
 
     ours, theirs = preflight(lab, treatment, runner), preflight(lab, baseline, runner)
     ratio = ours.flops_per_token / theirs.flops_per_token
@@ -202,17 +224,17 @@ def _notes(lab: Lab, baseline: Config, treatment: Config, runner: Runner) -> lis
     return notes
 
 
-def _train_values(config: Config, hardware_class: str, seed: int) -> dict[str, object]:
-    kind: RunKind = "train"
+def _values(kind: RunKind, config: Config, hardware_class: str, seed: int) -> dict[str, object]:
+    done = after_training(config) if kind == "post" else {}
     return {
         "kind": kind,
-        "fingerprint": fingerprint(kind, config, hardware_class),
+        "fingerprint": fingerprint(kind, config, hardware_class, **done),
         "seed": seed,
         "hardware_class": hardware_class,
         "code": code_hash(),
         "config": config.model_dump(),
         "baseline": None,
-        "steps": config.steps,
+        "steps": config.steps if kind == "train" else None,
     }
 
 

@@ -38,6 +38,15 @@ class Proposal(BaseModel):
         dict[KnobName, bool | int | Annotated[float, Field(allow_inf_nan=False)] | KnobText],
         Field(min_length=1, max_length=12, description='config overrides over the baseline, such as {"top_k": 1}'),
     ]
+    metric: Annotated[
+        str | None,
+        Field(
+            max_length=60,
+            description="what to judge by; null: val_bpb, or weight_bytes where the treatment changes trained weights. "
+            "Others: prefill_tokens_per_second, decode_tokens_per_second, accuracy, calibration_error, bpb_late. "
+            "val_bpb guards all of them",
+        ),
+    ] = None
     source: Annotated[str | None, Field(max_length=500, description="paper or document that the idea is from")] = None
 
 

@@ -90,7 +90,7 @@ def _large_enough(lab: Lab, base: Base, experiment: Experiment, facts: Facts, no
 
 def _untried(lab: Lab, base: Base, experiment: Experiment, facts: Facts, now: dict[str, Value]) -> _Step:
     ignore = lineage(lab.store, experiment.id)
-    twin = find_duplicate(lab.store, base.config, now, experiment.title, ignore=ignore)
+    twin = find_duplicate(lab.store, base.config, now, experiment.title, metric=experiment.metric, ignore=ignore)
     if twin is not None:
         why = f"experiment {twin.experiment_id} tried that already"
     elif facts.record.decided and not facts.record.improved:
@@ -101,7 +101,7 @@ def _untried(lab: Lab, base: Base, experiment: Experiment, facts: Facts, now: di
     for moves in (_mirrored, _doubled, _other_choices):
         for other in moves(base, now):
             if _is_usable(lab, base, other) and not find_duplicate(
-                lab.store, base.config, other, experiment.title, ignore=ignore
+                lab.store, base.config, other, experiment.title, metric=experiment.metric, ignore=ignore
             ):
                 return _Step(
                     other,

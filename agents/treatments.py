@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from db.records import Experiment
-from moe.config import KNOBS, Config, apply, scientific
+from moe.config import KNOBS, Config, after_training, apply, scientific
 from moe.knobs import Knob, Value
 from moe.presets import PRESETS
 
@@ -122,7 +122,8 @@ def configs_of(experiment: Experiment) -> tuple[Config, Config]:
 
 def is_same_baseline(base: Config, stored: Mapping[str, Any]) -> bool:
     """Whether an experiment's stored baseline is this one, as far as results depend on it."""
-    return all(stored[name] == value for name, value in scientific(base).items() if name in stored)
+    compared = scientific(base) | after_training(base)
+    return all(stored[name] == value for name, value in compared.items() if name in stored)
 
 
 def _range(knob: Knob) -> tuple[float, float, bool]:

@@ -110,7 +110,7 @@ CREATE TABLE runners (
 
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('probe', 'train')),
+    kind TEXT NOT NULL CHECK (kind IN ('probe', 'train', 'post')),
     fingerprint TEXT NOT NULL,
     seed INTEGER NOT NULL,
     hardware_class TEXT NOT NULL,
@@ -147,7 +147,7 @@ CREATE INDEX runs_status ON runs (status);
 CREATE TABLE experiment_runs (
     experiment_id INTEGER NOT NULL REFERENCES experiments (id),
     run_id INTEGER NOT NULL REFERENCES runs (id),
-    arm TEXT NOT NULL CHECK (arm IN ('probe', 'baseline', 'treatment')),
+    arm TEXT NOT NULL CHECK (arm IN ('probe', 'checkpoint', 'baseline', 'treatment')),
     PRIMARY KEY (experiment_id, run_id)
 ) WITHOUT ROWID;
 
@@ -250,7 +250,8 @@ CREATE INDEX reviews_experiment ON reviews (experiment_id);
 CREATE TABLE verdicts (
     id INTEGER PRIMARY KEY,
     experiment_id INTEGER NOT NULL REFERENCES experiments (id),
-    verdict TEXT NOT NULL CHECK (verdict IN ('improved', 'worse', 'equivalent', 'no evidence yet', 'invalid')),
+    verdict TEXT NOT NULL CHECK (verdict IN ('improved', 'improved but not causal', 'worse', 'equivalent',
+                                             'no evidence yet', 'invalid')),
     final INTEGER NOT NULL,
     sentence TEXT NOT NULL,
     reason TEXT,
@@ -265,6 +266,9 @@ CREATE TABLE verdicts (
     high REAL,
     confidence REAL,
     noise REAL,
+    guard_effect REAL,
+    guard_low REAL,
+    guard_high REAL,
     baseline_parameters INTEGER,
     treatment_parameters INTEGER,
     baseline_active_parameters INTEGER,

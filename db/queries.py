@@ -115,13 +115,14 @@ def running_runs(store: Store) -> list[RunProgress]:
 
 
 def runs_of_experiment(store: Store, experiment_id: int) -> list[RunProgress]:
-    """All runs of one experiment: probes, then pairs in the order of their seeds."""
+    """All runs of one experiment: probes, then by seed, those whose checkpoints others need before them."""
     rows = store.rows(
         """
         SELECT runs.*, experiment_runs.arm, experiment_runs.experiment_id, experiments.title
         FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
         JOIN experiments ON experiments.id = experiment_runs.experiment_id
-        WHERE experiment_runs.experiment_id = ? ORDER BY runs.kind = 'train', runs.seed, experiment_runs.arm
+        WHERE experiment_runs.experiment_id = ?
+        ORDER BY runs.kind != 'probe', runs.seed, runs.kind = 'post', experiment_runs.arm
         """,
         (experiment_id,),
     )
@@ -129,12 +130,13 @@ def runs_of_experiment(store: Store, experiment_id: int) -> list[RunProgress]:
 
 
 def pairs(store: Store, experiment_id: int) -> list[Pair]:
-    """The training runs of an experiment, paired by seed."""
+    """The runs that an experiment compares, paired by seed: training runs, or post runs of their checkpoints."""
     by_seed: dict[int, dict[str, Run]] = {}
     for row in store.rows(
         """
         SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-        WHERE experiment_runs.experiment_id = ? AND runs.kind = 'train' ORDER BY runs.seed
+        WHERE experiment_runs.experiment_id = ? AND experiment_runs.arm IN ('baseline', 'treatment')
+        ORDER BY runs.seed
         """,
         (experiment_id,),
     ):

@@ -62,7 +62,7 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
         values: kind, fingerprint, seed, hardware_class, code, config, baseline, needs_run_id, priority, steps.
 
     The same kind, fingerprint and seed is the same run: it is shared, and queued again only if it failed or was
-    cancelled.
+    cancelled. A post run whose checkpoint will never come ends as the run did that it needs.
     """
     with store.transaction():
         row = store.row(
@@ -90,6 +90,9 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
                 )
 
         store.execute("INSERT OR IGNORE INTO experiment_runs VALUES (?, ?, ?)", (experiment_id, key, arm))
+        if new and values.get("needs_run_id") is not None:
+            _end_waiting(store, get_run(store, values["needs_run_id"]))
+
         return Queued(run=get_run(store, key), new=new)
 
 
@@ -104,6 +107,12 @@ def get_run(store: Store, run_id: int) -> Run:
         raise NotFoundError("run", run_id)
 
     return Run.of(row)
+
+
+def completed_directory(store: Store, run_id: int) -> str | None:
+    """The name of the directory in which a run was completed."""
+    name = store.value("SELECT directory FROM attempts WHERE run_id = ? AND status = 'completed'", (run_id,))
+    return None if name is None else str(name)
 
 
 def claim_run(store: Store, runner: Runner, at: Instant, *, lease_seconds: float) -> Claim | None:
@@ -348,7 +357,23 @@ def _settle(store: Store, run_id: int, status: str, outcome: Outcome) -> Run:
         message += f": {outcome.error}"
 
     add_event(store, "ended" if status != "queued" else "requeued", message, run_id=run_id)
-    return get_run(store, run_id)
+    run = get_run(store, run_id)
+    _end_waiting(store, run)
+    return run
+
+
+def _end_waiting(store: Store, run: Run) -> None:
+    """Ends the post runs that wait for a checkpoint of `run`, if it has ended without one, as it did."""
+    if run.status not in ("pruned", "failed", "cancelled"):
+        return
+
+    rows = store.rows(
+        "SELECT id FROM runs WHERE needs_run_id = ? AND kind = 'post' AND status = 'queued'",
+        (run.id,),
+    )
+    for row in rows:
+        error = f"run {run.id} left no checkpoint: {run.error or run.status}"
+        _settle(store, row["id"], run.status, Outcome(status="failed", error=error))
 
 
 def _store_score(store: Store, run_id: int, score: Mapping[str, Any]) -> None:

@@ -22,13 +22,13 @@ ExperimentStatus = Literal[
     "cancelled",
 ]
 RunStatus = Literal["queued", "running", "completed", "pruned", "failed", "cancelled"]
-RunKind = Literal["probe", "train"]
-Arm = Literal["probe", "baseline", "treatment"]
+RunKind = Literal["probe", "train", "post"]
+Arm = Literal["probe", "checkpoint", "baseline", "treatment"]
 Proposer = Literal["llm", "optimizer", "assistant", "catalog"]
 Reviewer = Literal["llm", "assistant", "rubric"]
 Decision = Literal["approve", "refine", "rewrite", "reject"]
 Direction = Literal["lower", "higher"]
-Word = Literal["improved", "worse", "equivalent", "no evidence yet", "invalid"]
+Word = Literal["improved", "improved but not causal", "worse", "equivalent", "no evidence yet", "invalid"]
 Value = bool | int | float | str | None
 
 ENDED_RUN: frozenset[RunStatus] = frozenset({"completed", "pruned", "failed", "cancelled"})
@@ -133,7 +133,7 @@ class Runner(Record):
 
 class Run(Record):
     """One child process on one config and seed; its progress, and its score when it is done. `code` is the hash of
-    moe/ that its fingerprint was made of."""
+    moe/ that its fingerprint was made of. A post run reads the checkpoint of the run that it needs."""
 
     id: int
     kind: RunKind
@@ -185,7 +185,7 @@ class Attempt(Record):
 
 
 class Verdict(Record):
-    """What the runs say of a hypothesis. effect = treatment - baseline, in units of the metric."""
+    """What the runs say of a hypothesis. Effects are treatment - baseline, of the metric and of its guard."""
 
     id: int
     experiment_id: int
@@ -204,6 +204,9 @@ class Verdict(Record):
     high: float | None
     confidence: float | None
     noise: float | None
+    guard_effect: float | None
+    guard_low: float | None
+    guard_high: float | None
     baseline_parameters: int | None
     treatment_parameters: int | None
     baseline_active_parameters: int | None

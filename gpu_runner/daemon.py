@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from db.clock import Instant
 from db.errors import FencedError, LabUnusableError
@@ -29,6 +30,7 @@ from db.queue import (
     Outcome,
     adopt_attempt,
     claim_run,
+    completed_directory,
     count_queued,
     finish_attempt,
     get_run,
@@ -38,7 +40,7 @@ from db.queue import (
     put_back,
     set_pid,
 )
-from db.records import Attempt, RunKind
+from db.records import Attempt, Run, RunKind
 from db.runners import beat_runner, register_runner, start_runner, stop_runner
 from gpu_runner.card import Card
 from gpu_runner.child import Child, child_environment
@@ -62,6 +64,8 @@ KILL_SECONDS = GRACE_SECONDS + 2.0
 _LONGEST_BACK_OFF = 30.0
 
 _STALE = "moe/ has changed since this run was queued, so it would not be the run that was asked for; enqueue it again"
+
+_NO_CHECKPOINT = "the checkpoint of run {run_id} is gone from {directory}; put it back from a backup and enqueue again"
 
 
 @dataclass(kw_only=True)
@@ -261,9 +265,13 @@ class Daemon:
 
     def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
         attempt, run = claim.attempt, claim.run
-        if run.code != code_hash():
-            stale = Outcome(status="failed", error=_STALE)
-            finish_attempt(self.store, attempt, stale, max_failures=1)
+        checkpoint = self._checkpoint_for(run)
+        problem = _STALE if run.code != code_hash() else None
+        if checkpoint is not None and not (checkpoint / "checkpoint.pt").exists():
+            problem = _NO_CHECKPOINT.format(run_id=run.needs_run_id, directory=checkpoint)
+
+        if problem is not None:
+            finish_attempt(self.store, attempt, Outcome(status="failed", error=problem), max_failures=1)
             self.mind.due = True
             return
 
@@ -278,6 +286,7 @@ class Daemon:
             "data_dir": str(self.lab.data_folder),
             "split": "val",
             "resume": None if earlier is None else str(earlier),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
         }
         lease = self.settings.lease_seconds
         try:
@@ -304,6 +313,13 @@ class Daemon:
 
         how = "" if earlier is None else f", from the checkpoint of {earlier.name}"
         _LOG.info("run %d (%s, seed %d) started as attempt %d%s", run.id, run.kind, run.seed, attempt.id, how)
+
+    def _checkpoint_for(self, run: Run) -> Path | None:
+        """The directory of the run whose checkpoint a post run reads."""
+        if run.kind != "post" or run.needs_run_id is None:
+            return None
+
+        return self.lab.runs_folder / (completed_directory(self.store, run.needs_run_id) or str(run.needs_run_id))
 
     def _release(self, held: Held) -> None:
         del self.held[held.attempt.id]

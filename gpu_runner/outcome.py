@@ -23,6 +23,7 @@ LOG_LINES = 30
 _LOG_BYTES = 16_384
 _TEXT = 2_000  # characters of an error that are kept in its row
 _FILE_BYTES = 1 << 20
+_DIVERGED = frozenset({"non_finite", "exploding_gradient", "dead_router"})  # moe/health.py
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -58,7 +59,7 @@ def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost:
         return Lost(reason=f"moe.{ended.step} was killed by {_signal(ended.exit_code)}")
 
     error = _read_object(directory / "error.json") or {}
-    if error.get("error") == "non_finite":
+    if error.get("error") in _DIVERGED:
         return Outcome(status="pruned", error=_clip(error.get("message") or "not finite"), exit_code=ended.exit_code)
 
     if "error" in error:
@@ -96,11 +97,14 @@ def _result(directory: Path, kind: RunKind) -> Outcome:
 
 
 def _has_passed(score: dict[str, Any]) -> bool:
-    """Whether a treatment may train: every changed knob acts, no peeking at future tokens, and it fits."""
+    """Whether a treatment may train: every changed knob acts, it fits, and no model that passes for causal peeks.
+
+    One that says of itself that it looks at later tokens may train; its verdict is labelled (agents/judge.py).
+    """
     acts = score.get("acts") or {}
     return (
         all(isinstance(seen, dict) and seen.get("acts") is True for seen in acts.values())
-        and score.get("causal") is True
+        and (score.get("causal") is True or score.get("declared_causal") is False)
         and score.get("fits") is True
     )
 

@@ -22,7 +22,7 @@ from types import FrameType
 
 from db.processes import write_atomically
 
-STEPS: Mapping[str, Sequence[str]] = {"train": ("train", "evaluate"), "probe": ("probe",)}
+STEPS: Mapping[str, Sequence[str]] = {"train": ("train", "evaluate"), "probe": ("probe",), "post": ("post",)}
 """The modules of moe/ that make up a run of each kind; only the last one's score.json counts."""
 
 GRACE_SECONDS = 3

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 Better = Literal["lower", "higher"]
-Step = Literal["evaluate", "ablate"]
+Step = Literal["evaluate", "ablate", "post"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,34 @@ _ALL = (
         unit="bits a byte",
         by="ablate",
         meaning="what skipping the most important layer adds to val_bpb",
+    ),
+    Metric(
+        name="weight_bytes",
+        unit="bytes",
+        better="lower",
+        by="post",
+        meaning="of the tensors that hold the served model: packed weights, scales, and what stays in fp32",
+    ),
+    Metric(
+        name="prefill_tokens_per_second",
+        unit="tokens/s",
+        better="higher",
+        by="post",
+        meaning="reading one prompt of seq_len tokens into the KV cache, median of several",
+    ),
+    Metric(
+        name="decode_tokens_per_second",
+        unit="tokens/s",
+        better="higher",
+        by="post",
+        meaning="writing one text token by token with the KV cache, median of several",
+    ),
+    Metric(
+        name="decode_batch_tokens_per_second",
+        unit="tokens/s",
+        better="higher",
+        by="post",
+        meaning="the same for 8 texts at once, their tokens together",
     ),
 )
 

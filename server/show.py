@@ -26,6 +26,7 @@ from server.views import EventLine, ExperimentLine, ReviewView, RunLine, RunnerL
 
 _STYLES = {
     "improved": "green",
+    "improved but not causal": "magenta",
     "worse": "red",
     "equivalent": "cyan",
     "no evidence yet": "yellow",

@@ -40,7 +40,7 @@ class ExperimentLine(View):
     score: float | None
     """latest review, 1 to 10"""
     verdict: str | None
-    """improved, worse, equivalent, no evidence yet or invalid"""
+    """improved, improved but not causal, worse, equivalent, no evidence yet or invalid"""
     sentence: str | None
     """the verdict in plain words, or why the experiment ended"""
 

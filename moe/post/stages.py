@@ -1,22 +1,9 @@
-"""A config before and after what is done to its trained weights, and what is measured of the result. Torch-free."""
+"""A config before and after what is done to its trained weights, and when that matters. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Literal
-
 from moe.config import Config, after_training, apply
-
-METRICS: Mapping[str, Literal["lower", "higher"]] = MappingProxyType(
-    {
-        "weight_bytes": "lower",
-        "prefill_tokens_per_second": "higher",
-        "decode_tokens_per_second": "higher",
-        "decode_batch_tokens_per_second": "higher",
-    }
-)
-"""What only a post run measures, and which way is better; val_bpb is its guard."""
+from moe.metrics import METRICS
 
 _SMALLER = ("prune_experts", "merge_experts")
 
@@ -32,6 +19,7 @@ def as_served(config: Config) -> Config:
     return apply(config, {"num_experts": config.num_experts - gone} | dict.fromkeys(_SMALLER, 0))
 
 
-def needs_post(config: Config) -> bool:
-    """Whether what the config describes is more than a training run."""
-    return config != as_trained(config)
+def needs_post(metric: str, *configs: Config) -> bool:
+    """Whether these configs are to be compared by post runs: for the metric's sake, or for what they do to weights."""
+    measured = METRICS.get(metric)
+    return any(config != as_trained(config) for config in configs) or (measured is not None and measured.by == "post")

@@ -21,6 +21,8 @@ import pytest
 
 from db.experiments import add_verdict, get_experiment, move_experiment
 from db.lab import Lab
+from db.records import Runner
+from db.runners import register_runner
 
 KEY = "sk-or-v1-0123456789abcdef"
 
@@ -208,3 +210,23 @@ def conclude() -> Callable[..., None]:
             )
 
     return write
+
+
+@pytest.fixture
+def runner(lab: Lab) -> Runner:
+    """A CPU that the lab knows."""
+    return register_runner(
+        lab.store,
+        {
+            "hostname": "here",
+            "device": "cpu",
+            "device_name": "a CPU",
+            "device_key": "cpu",
+            "precision": "fp32",
+            "torch": "2.13",
+            "hardware_class": "cpu a CPU fp32 torch 2.13",
+            "memory_bytes": 8 * 2**30,
+            "threads": 2,
+            "message": "training on the CPU",
+        },
+    )

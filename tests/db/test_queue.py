@@ -22,6 +22,7 @@ from db.queue import (
     adopt_attempt,
     cancel_experiment_runs,
     claim_run,
+    completed_directory,
     count_queued,
     finish_attempt,
     get_attempt,
@@ -150,6 +151,28 @@ def test_needed_run_must_have_completed_and_passed(filled: Filled) -> None:
     assert claim_run(filled.store, filled.runner(), AT, lease_seconds=LEASE) is None
     assert finish(filled, second, score={"passed": True}).passed is True
     assert claim(filled).run_id == trains[1].id
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed", "cancelled"])
+def test_what_waits_for_a_checkpoint_ends_with_the_run_that_left_none(filled: Filled, status: str) -> None:
+    experiment = filled.experiment()
+    training = filled.run(experiment, arm="checkpoint").run
+    waiting = filled.run(experiment, kind="post", needs_run_id=training.id).run
+    outcome = Outcome(status=status, error="it went wrong")  # type: ignore[arg-type]  # one of the three
+    finish_attempt(filled.store, claim(filled), outcome, max_failures=1)
+    ended = get_run(filled.store, waiting.id)
+    assert (ended.status, ended.error) == (status, f"run {training.id} left no checkpoint: it went wrong")
+
+    later = filled.run(experiment, kind="post", fingerprint="g", needs_run_id=training.id).run
+    assert later.status == status
+
+
+def test_a_checkpoint_is_where_its_run_was_completed(filled: Filled) -> None:
+    run = filled.run(filled.experiment()).run
+    assert completed_directory(filled.store, run.id) is None
+    lose_attempt(filled.store, claim(filled), "killed", max_lost=2)
+    finish_attempt(filled.store, claim(filled), Outcome(status="completed", score={}), max_failures=1)
+    assert completed_directory(filled.store, run.id) == f"{run.id}-2"
 
 
 def test_late_writer_is_fenced(filled: Filled) -> None:

@@ -145,3 +145,18 @@ def test_run_of_other_code_is_refused_not_done_as_if_it_were_the_same(bench: Ben
     run = bench.run(stale)
     assert (run.status, run.failures) == ("failed", 1)
     assert "moe/ has changed since this run was queued" in (run.error or "")
+
+
+def test_a_post_run_whose_checkpoint_was_cleaned_away_says_so(bench: Bench) -> None:
+    bench.register()
+    training = bench.enqueue()
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(training).status == "completed", "trained")
+    key = bench.enqueue(kind="post", fingerprint="g", needs_run_id=training)
+    bench.step_until(daemon, lambda: bench.run(key).status == "failed", "refused")
+
+    assert bench.run(key).error == (
+        f"the checkpoint of run {training} is gone from {bench.directory(training)}; put it back from a backup and "
+        "enqueue again"
+    )
+    assert bench.statuses(key) == ["failed"]

@@ -66,6 +66,8 @@ def test_unusable_score_is_a_fault(tmp_path: Path, score: str, error: str) -> No
         ({"acts": {"lr": "yes"}}, False),
         ({"causal": False}, False),
         ({"causal": None}, False),
+        ({"causal": False, "declared_causal": True}, False),
+        ({"causal": False, "declared_causal": False}, True),
         ({"fits": False}, False),
     ],
 )
@@ -76,8 +78,9 @@ def test_probe_passes_if_all_knobs_act_nothing_peeks_and_it_fits(
     assert outcome == Outcome(status="completed", score={**GOOD, **change, "passed": passed}, exit_code=0)
 
 
-def test_divergence_is_a_result(tmp_path: Path) -> None:
-    error = '{"error": "non_finite", "message": "loss is not finite at step 3", "step": 3}'
+@pytest.mark.parametrize("code", ["non_finite", "exploding_gradient", "dead_router"])
+def test_divergence_is_a_result(tmp_path: Path, code: str) -> None:
+    error = json.dumps({"error": code, "message": "loss is not finite at step 3", "step": 3})
     assert read(tmp_path, exit=ended("train", 1), error=error) == Outcome(
         status="pruned", error="loss is not finite at step 3", exit_code=1
     )

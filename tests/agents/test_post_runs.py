@@ -1,0 +1,181 @@
+"""Questions about trained weights: what is queued for them, and what may be called a gain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agents import mind
+from agents.admission import NotAdmittedError, admit
+from agents.planner import enqueue
+from agents.preflight import Base
+from agents.proposals import Proposal
+from db.experiments import get_experiment, latest_verdict
+from db.lab import Lab
+from db.queries import pairs, runs_of_experiment
+from db.records import Experiment, Runner, Verdict
+from moe.config import Config, apply
+from moe.presets import PRESETS
+from tests.agents.test_research import Scorer, approved, work_off
+
+SMALLER: dict[str, Any] = {
+    "metric": "weight_bytes",
+    "direction": "lower",
+    "guard_metric": "val_bpb",
+    "guard_margin": 0.02,
+}
+CAUSAL_LABEL = "not causal: the treatment can look at later tokens, so the score is no likelihood of text"
+
+
+def served(loss: float, *, noise: float = 0.0) -> Scorer:
+    """A world in which int8 takes a quarter of the bytes and costs `loss` bits per byte."""
+
+    def score(config: Config, seed: int) -> dict[str, float]:
+        quantized = config.quantize != "none"
+        val_bpb = 3.0 + 0.01 * seed + (loss + noise * (-1) ** seed if quantized else 0.0)
+        return {"val_bpb": val_bpb, "weight_bytes": 25_000.0 if quantized else 100_000.0}
+
+    return score
+
+
+def judged(lab: Lab, runner: Runner, experiment: Experiment, scorer: Scorer, **probe: Any) -> Verdict:
+    """The verdict after all that the judge asked for was done."""
+    enqueue(lab, [experiment.id])
+    while get_experiment(lab.store, experiment.id).status in ("queued", "running"):
+        work_off(lab, runner, scorer, probe={"passed": True, "acts": {}, "causal": True} | probe)
+        mind.work(lab)
+
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    return verdict
+
+
+def test_both_sides_are_made_of_the_same_checkpoints_and_train_once(lab: Lab, runner: Runner) -> None:
+    first = approved(lab, {"quantize": "int8"}, **SMALLER)
+    second = approved(lab, {"quantize": "int4"}, **SMALLER)
+    plans = enqueue(lab, [first.id, second.id]).plans
+    assert [(plan.runs_new, plan.runs_shared) for plan in plans] == [(7, 0), (3, 4)]
+    assert any("trains nothing of its own" in note for note in plans[0].notes)
+    done = [(claim.run.kind, claim.run.config["quantize"]) for claim in work_off(lab, runner, served(0.0))]
+    assert done[:4] == [("probe", "int8"), ("probe", "int4"), ("train", "none"), ("train", "none")]
+    assert sorted(done[4:]) == [("post", kind) for kind in ("int4", "int4", "int8", "int8", "none", "none")]
+    for pair in pairs(lab.store, first.id):
+        assert pair.baseline is not None
+        assert pair.treatment is not None
+        assert pair.baseline.needs_run_id == pair.treatment.needs_run_id != None  # noqa: E711
+    assert [run.arm for run in runs_of_experiment(lab.store, first.id)] == [
+        "probe",
+        *["checkpoint", "baseline", "treatment"] * 2,
+    ]
+
+
+def test_fewer_bytes_are_a_gain_while_the_guard_stays_within_its_margin(lab: Lab, runner: Runner) -> None:
+    verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.001))
+    assert (verdict.verdict, verdict.effect) == ("improved", -75_000)
+    assert verdict.guard_effect == pytest.approx(0.001)
+    assert verdict.sentence == (
+        "quantize none → int8 improves weight_bytes -75,000 [-75,000, -75,000] over 2 pairs; "
+        "val_bpb +0.00100 [+0.00100, +0.00100] is within the margin of 0.02."
+    )
+
+
+def test_beyond_the_margin_they_are_not(lab: Lab, runner: Runner) -> None:
+    verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.05))
+    assert (verdict.verdict, verdict.pairs) == ("worse", 2)
+    assert "is beyond the margin of 0.02" in verdict.sentence
+
+
+def test_near_the_margin_more_pairs_are_asked_for(lab: Lab, runner: Runner) -> None:
+    verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.015, noise=0.01))
+    assert (verdict.verdict, verdict.pairs) == ("no evidence yet", lab.settings.max_seeds)
+    assert "is not surely within the margin of 0.02" in verdict.sentence
+
+
+def test_a_treatment_of_training_may_be_judged_by_what_is_served(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"num_experts": 2}, **SMALLER)
+    assert enqueue(lab, [experiment.id]).plans[0].runs_new == 9
+
+    def score(config: Config, seed: int) -> dict[str, float]:
+        return {"val_bpb": 3.0, "weight_bytes": 1000.0 * config.num_experts}
+
+    done = work_off(lab, runner, score)
+    assert [claim.run.kind for claim in done].count("train") == 4
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert (verdict.verdict, verdict.effect) == ("improved", -2000.0)
+
+
+@pytest.mark.parametrize(("lr", "treatment", "word"), [(0.01, {"lr": 1.0}, "worse"), (1.0, {"beta1": 0.8}, "invalid")])
+def test_without_a_checkpoint_nothing_waits_forever(
+    lab: Lab, runner: Runner, lr: float, treatment: dict[str, Any], word: str
+) -> None:
+    baseline = apply(PRESETS["nano"], {"lr": lr}).model_dump()
+    experiment = approved(lab, treatment, **SMALLER | {"baseline": baseline})
+    calm = served(0.0)
+    verdict = judged(lab, runner, experiment, lambda config, seed: None if config.lr == 1.0 else calm(config, seed))
+    assert verdict.verdict == word
+    assert "left no checkpoint: train_loss is not finite at step 3" in verdict.sentence
+
+
+def test_a_score_without_the_metric_is_no_result(lab: Lab, runner: Runner) -> None:
+    verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), lambda *_: {"val_bpb": 3.0})
+    assert verdict.verdict == "invalid"
+    assert "has no weight_bytes" in verdict.sentence
+
+
+def test_a_model_that_looks_ahead_and_says_so_never_simply_improves(lab: Lab, runner: Runner) -> None:
+    def better(config: Config, seed: int) -> float:
+        return 3.0 + 0.01 * seed - (0.0 if config.causal else 0.5 + 0.001 * seed)
+
+    experiment = approved(lab, {"routing": "expert_choice"})
+    verdict = judged(lab, runner, experiment, better, causal=False, declared_causal=False)
+    assert (verdict.verdict, verdict.reason) == ("improved but not causal", CAUSAL_LABEL)
+    assert verdict.sentence.endswith(f"; {CAUSAL_LABEL}.")
+
+
+def test_one_that_claims_to_be_causal_and_is_not_is_invalid(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    verdict = judged(lab, runner, experiment, lambda *_: 3.0, causal=False, declared_causal=True, passed=False)
+    assert verdict.verdict == "invalid"
+
+
+def proposed(treatment: dict[str, Any], metric: str | None = None) -> Proposal:
+    return Proposal(
+        title="Serve it smaller",
+        hypothesis="weight_bytes fall and val_bpb stays",
+        domain="efficiency",
+        treatment=treatment,
+        metric=metric,
+    )
+
+
+def test_each_proposal_is_judged_by_what_it_is_about(lab: Lab) -> None:
+    base = Base(preset="nano", config=PRESETS["nano"])
+    found = [
+        admit(lab, base, proposed(treatment, metric), proposer="assistant")
+        for treatment, metric in (
+            ({"quantize": "int8"}, None),
+            ({"quantize": "int8"}, "decode_tokens_per_second"),
+            ({"top_k": 1}, None),
+            ({"top_k": 1}, "calibration_error"),
+        )
+    ]
+    assert [(item.metric, item.direction, item.guard_metric) for item in found] == [
+        ("weight_bytes", "lower", "val_bpb"),
+        ("decode_tokens_per_second", "higher", "val_bpb"),
+        ("val_bpb", "lower", None),
+        ("calibration_error", "lower", "val_bpb"),
+    ]
+    with pytest.raises(NotAdmittedError, match="asked before"):
+        admit(lab, base, proposed({"quantize": "int8"}), proposer="assistant")
+
+    with pytest.raises(NotAdmittedError, match="'elegance' is no metric to judge by; known: val_bpb"):
+        admit(lab, base, proposed({"top_k": 1}, "elegance"), proposer="assistant")
+
+
+def test_a_model_that_cannot_generate_is_not_served(lab: Lab) -> None:
+    base = Base(preset="nano", config=apply(PRESETS["nano"], {"routing": "expert_choice"}))
+    with pytest.raises(NotAdmittedError, match="cannot generate"):
+        admit(lab, base, proposed({"quantize": "int8"}), proposer="assistant")
