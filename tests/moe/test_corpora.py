@@ -1,4 +1,4 @@
-"""Other text than Wikipedia: the user's own in any form, pinned to its content; the streamed recipe; benchmark sets."""
+"""The user's own text: in any form, pinned to its content, prepared once whatever happens; benchmark sets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from moe import smollm, tokenizer
 from moe.config import ConfigError, apply
-from moe.corpus import load_corpus, split_documents
+from moe.corpus import split_documents
 from moe.data import Data, benchmarks, prepare
 from moe.fingerprint import fingerprint, pin
 from moe.presets import PRESETS
 from moe.rundir import Split
-from moe.texts import BLOCK, CorpusError, Document, hash_file, hash_set, read_set
+from moe.texts import BLOCK, CorpusError, Document, hash_set, read_set
 
 NANO = PRESETS["nano"]
 OWN = apply(NANO, {"corpus": "mine"})
@@ -277,109 +275,6 @@ def test_two_processes_prepare_at_once_where_a_third_was_killed(
     assert [child.returncode for child in children] == [0, 0]
     assert printed == [expected + "\n"] * 2
     assert {path.name for path in own.iterdir()} == {"texts", done.name, f"{done.name}.lock"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set as it lies on the hub, in a local folder: two Parquet files behind the card's configuration."""
-    folder = tmp_path / "hub"
-    for shard in range(2):
-        records = RECORDS[shard * 100 : shard * 100 + 100]
-        write_parquet(
-            folder / "cosmopedia-v2" / f"train-{shard:05}-of-00002.parquet",
-            prompt=["Write a tale."] * 100,
-            text=[record["text"] for record in records],
-            token_length=[30] * 100,
-            audience=["general"] * 100,
-            format=[{"a": "story", "b": "textbook"}[record["topic"]] for record in records],
-            seed_data=["web"] * 100,
-        )
-
-    card = "configs:\n- config_name: cosmopedia-v2\n  data_files:\n  - split: train\n    path: cosmopedia-v2/train-*\n"
-    (folder / "README.md").write_text(f"---\n{card}---\n")
-    monkeypatch.setattr(smollm, "DATASET", str(folder))
-    return folder
-
-
-def test_the_recipe_is_streamed_up_to_the_documents_asked_for(hub: Path, tmp_path: Path) -> None:
-    config = apply(NANO, {"corpus": "smollm", "corpus_documents": 150})
-    documents = load_corpus(config, tmp_path).documents
-    assert [document.text for document in documents] == [text for text, _ in DOCUMENTS[:150]]
-    assert [document.topic for document in documents[:2]] == ["story", "textbook"]
-
-    data = prepare(config, tmp_path)
-    assert data.topic_names == ("story", "textbook")
-    assert data.corpus_sha256 == load_corpus(config, tmp_path).sha256
-    longer = apply(config, {"corpus_documents": 160})
-    assert fingerprint("train", longer, "cpu") != fingerprint("train", config, "cpu")
-    assert load_corpus(longer, tmp_path).sha256 != data.corpus_sha256
-
-    (hub / "README.md").unlink()
-    assert prepare(config, tmp_path).tokens_sha256 == data.tokens_sha256  # needs no network the second time
-
-
-def test_what_cannot_be_streamed_is_said(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CorpusError, match="has 200 documents, fewer than corpus_documents=201"):
-        prepare(apply(NANO, {"corpus": "smollm", "corpus_documents": 201}), tmp_path)
-
-    endless = apply(NANO, {"corpus": "smollm"})
-    for use in (lambda: prepare(endless, tmp_path), lambda: fingerprint("train", endless, "cpu")):
-        with pytest.raises(CorpusError, match="set corpus_documents"):
-            use()
-
-    monkeypatch.setattr(smollm, "DATASET", str(hub / "nowhere"))
-    with pytest.raises(CorpusError, match="broke off after 0 documents"):
-        prepare(apply(NANO, {"corpus": "smollm", "corpus_documents": 100}), tmp_path)
-
-
-@pytest.fixture
-def smollm_tokenizer(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small tokenizer.json built like SmolLM's: special tokens first, single digits, then bytes."""
-    small = Tokenizer(models.BPE())
-    small.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    small.train_from_iterator((record["text"] for record in RECORDS), trainer)
-    path = own / "tokenizers" / "smollm.json"
-    path.parent.mkdir()
-    small.save(str(path))
-    monkeypatch.setattr(tokenizer, "TOKENIZER_SHA256", hash_file(path))
-    return path
-
-
-def test_its_tokenizer_spells_every_byte(smollm_tokenizer: Path, own: Path) -> None:
-    marked = [{"text": f"{record['text']} Not an end: <|endoftext|><|im_start|>"} for record in RECORDS]
-    write_jsonl(own / "texts" / "mine.jsonl", marked)
-    data = prepare(apply(OWN, {"tokenizer": "smollm", "vocab_size": 320}), own)
-    for split, part in split_documents(Document(record["text"] + "\0", "") for record in marked).items():
-        assert (data.tokens[split] == 0).sum() == len(part)
-        assert sizes_of(data, split) == [len(document.text.encode()) for document in part]
-
-
-def test_another_tokenizer_is_refused(smollm_tokenizer: Path, own: Path) -> None:
-    with pytest.raises(CorpusError, match=r"tokenizer=smollm has \d+ ids, more than vocab_size=256"):
-        prepare(apply(OWN, {"tokenizer": "smollm", "vocab_size": 256}), own)
-
-    smollm_tokenizer.write_text(smollm_tokenizer.read_text() + "\n")
-    with pytest.raises(CorpusError, match=r"has SHA-256 .*, the tokenizer of SmolLM-135M has"):
-        prepare(apply(OWN, {"tokenizer": "smollm", "vocab_size": 320}), own)
-
-
-def test_a_tokenizer_that_loses_bytes_is_refused(
-    smollm_tokenizer: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = json.loads(smollm_tokenizer.read_text())
-    content["normalizer"] = {"type": "Replace", "pattern": {"String": "fox"}, "content": ""}
-    smollm_tokenizer.write_text(json.dumps(content))
-    monkeypatch.setattr(tokenizer, "TOKENIZER_SHA256", hash_file(smollm_tokenizer))
-    with pytest.raises(CorpusError, match="it loses some"):
-        prepare(apply(OWN, {"tokenizer": "smollm", "vocab_size": 320}), own)
 
 
 @pytest.mark.parametrize("tokens", [{}, BPE], ids=["byte", "bpe"])
