@@ -199,7 +199,7 @@ def of_benchmarks(model: MoE, request: Request, device: torch.device) -> dict[st
             "sha256": data.corpus_sha256,
         }
 
-    return {f"benchmark_{name}": row["bpb"] for name, row in table.items()} | {"benchmarks": table}
+    return {f"benchmark_{name}": row["bpb"] for name, row in table.items()} | ({"benchmarks": table} if table else {})
 
 
 def _over_layers(name: str, layers: list[LayerReport]) -> float | None:

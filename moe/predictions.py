@@ -131,18 +131,18 @@ class PredictionTally:
             if n_bytes
         }
 
-    def positions(self) -> dict[str, dict[str, float]]:
-        """Nats a token by the tokens of context, in bins whose ends double: 1, 2, 3-4, 5-8, ..."""
-        told, first = {}, 1
-        while first <= self.by_position.shape[1]:
-            last = min(self.by_position.shape[1], 1 << (first - 1).bit_length())
+    def positions(self) -> list[dict[str, float]]:
+        """Nats a token by the tokens of context, `first` to `last`, in bins whose ends double: 1, 2, 3-4, 5-8, ..."""
+        rows, first, longest = [], 1, self.by_position.shape[1]
+        while first <= longest:
+            last = min(longest, 1 << (first - 1).bit_length())
             nats, _, tokens = self.by_position[:, first - 1 : last].sum(axis=1).tolist()
             if tokens:
-                told[f"{first}-{last}" if last > first else f"{first}"] = {"nats": nats / tokens, "tokens": int(tokens)}
+                rows.append({"first": first, "last": last, "nats": nats / tokens, "tokens": int(tokens)})
 
             first = last + 1
 
-        return told
+        return rows
 
 
 def _add(sums: NDArray[np.float64], bin_N: NDArray[Any], values: tuple[NDArray[Any], NDArray[Any]]) -> None:

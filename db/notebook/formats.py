@@ -69,6 +69,17 @@ def plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
 
 
+def table_rows(value: Any) -> list[dict[str, Any]]:
+    """The rows of a table inside a score: a list of records, or records by name. Empty if it is something else."""
+    if isinstance(value, Mapping) and all(isinstance(row, Mapping) for row in value.values()):
+        return [{"": name, **row} for name, row in value.items()]
+
+    if isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
+        return [dict(row) for row in value]
+
+    return []
+
+
 def badge(word: str | None) -> Markup:
     """A state as a coloured word."""
     if word is None:
@@ -93,6 +104,7 @@ FILTERS = {
     "duration": duration,
     "ago": ago,
     "plain": plain,
+    "table_rows": table_rows,
     "badge": badge,
     "chips": chips,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_score_holds_every_metric_and_each_is_explained(make_run: MakeRun) -> No
     score = json.loads((run / "score.json").read_text())
     of_evaluate = [name for name, metric in METRICS.items() if metric.by == "evaluate"]
     assert set(of_evaluate) <= set(score)
+    assert "benchmarks" not in score
     assert all(score[name] is None or math.isfinite(score[name]) for name in of_evaluate)
     numbers, _ = DOCS.read_text().split("**Tables**")
     described = re.findall(r"^\| `(\w+)` \|", numbers, flags=re.MULTILINE)
@@ -54,6 +56,23 @@ def test_score_holds_every_metric_and_each_is_explained(make_run: MakeRun) -> No
     seen = [point.get("router_stability") for point in points if "val_bpb" in point]
     assert seen[0] is None  # nothing to compare with
     assert [0.0 < stability <= 1.0 for stability in seen[1:]] == [True, True]
+
+
+def test_benchmark_sets_are_scored_beside_val(make_run: MakeRun, data_dir: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data"
+    shutil.copytree(data_dir, own, ignore=shutil.ignore_patterns("*.lock"))
+    (own / "benchmarks").mkdir()
+    lines = [json.dumps({"text": f"The {animal} drinks.", "topic": animal}) for animal in ("cat", "cow")]
+    (own / "benchmarks" / "animals.jsonl").write_text("\n".join(lines))
+    run = make_run(SHORT, data_dir=str(own))
+    assert run_in(train, [str(run)]) == 0
+    assert run_in(evaluate, [str(run)]) == 0
+    score = json.loads((run / "score.json").read_text())
+    row = score["benchmarks"]["animals"]
+    assert score["benchmark_animals"] == row["bpb"] != score["val_bpb"]
+    assert set(row["bpb_by_topic"]) == {"cat", "cow"}
+    assert row["bytes"] == 2 * len("The cat drinks.\0") - 1  # all but the first token are predicted
+    assert row["train_overlap"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -97,8 +116,9 @@ def test_parts_of_the_score_add_up_to_what_a_plain_loop_counts(overrides: dict[s
         )
         assert found["bpb_by_topic"][name]["bytes"] == by_topic[1, number]
 
-    assert list(found["nats_by_position"]) == ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64"]
-    assert found["nats_by_position"]["5-8"]["nats"] == pytest.approx(nats[0, 4:8].sum() / nats[2, 4:8].sum(), rel=1e-5)
+    bins = [(row["first"], row["last"]) for row in found["nats_by_position"]]
+    assert bins == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64)]
+    assert found["nats_by_position"][3]["nats"] == pytest.approx(nats[0, 4:8].sum() / nats[2, 4:8].sum(), rel=1e-5)
     late = nats[:, window // 2 :].sum(axis=1)
     assert found["bpb_late"] == pytest.approx(late[0] / late[1] / math.log(2), rel=1e-5)
     assert found["accuracy"] == pytest.approx(right / n_targets)

@@ -55,6 +55,12 @@ def test_experiment_page_holds_the_whole_of_it(browse: httpx.Client, sample: Sam
     assert "run 1 (train, seed 0) completed, val_bpb 2.6200" in text
 
 
+def test_run_page_shows_the_tables_of_a_score(browse: httpx.Client) -> None:
+    text = _text(browse.get("/lab/runs/1"))
+    assert "bpb_by_topic bpb bytes Arts 2.5 1044 History 2.25 812" in text
+    assert "layers layer load router_margin 0 [3, 5] 0.125" in text
+
+
 def test_experiment_page_without_a_verdict_says_why(browse: httpx.Client) -> None:
     assert "None yet: the runs below are not done." in _text(browse.get("/lab/experiments/5"))
     unrun = _text(browse.get("/lab/experiments/7"))
