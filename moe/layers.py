@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moe.activation import activate
 from moe.config import Config
 from moe.experts import Experts
+from moe.fused import rms_norm, rotate
 from moe.routing import ExpertChoice, Routing, choose_experts, choose_tokens, hash_experts
 from moe.space.experts import GATED
 
@@ -33,7 +34,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), eps=NORM_EPS)
+        return rms_norm(x, self.scale, NORM_EPS)
 
 
 class KeyValues:
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHW, k_BTHW = self.query_norm(q_BTHW), self.key_norm(k_BTHW)
 
-        q_BHTW, k_BHSW = (rotate(heads_BTHW.transpose(1, 2), rotation) for heads_BTHW in (q_BTHW, k_BTHW))
+        q_BHTW, k_BHSW = (rotate(heads_BTHW.transpose(1, 2), *rotation) for heads_BTHW in (q_BTHW, k_BTHW))
         v_BHSW, mask_TS = v_BTHW.transpose(1, 2), None
         if cache is not None:
             k_BHSW, v_BHSW = cache.extend(k_BHSW, v_BHSW)
@@ -187,19 +188,12 @@ class Mixture(nn.Module):
 
 
 def rotary(config: Config, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
-    """Cosines and sines [T, W / 2] of RoPE (arXiv:2104.09864) at the given positions."""
+    """Cosines and sines [T, W / 2] of RoPE (arXiv:2104.09864) at the given positions, in fp32 or wider."""
     width = config.d_model // config.n_heads
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, width, 2, device=positions_T.device, dtype=wide) / width
     angles = torch.outer(positions_T.to(wide), config.rope_base**-exponents)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x_BHTW: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (x[i], x[i + W / 2]) by its position's angle."""
-    cos, sin = rotation
-    a, b = x_BHTW.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHTW.dtype)
+    return angles.cos(), angles.sin()
 
 
 def _later_rows(n_new: int, n_all: int, device: torch.device) -> Tensor | None:
