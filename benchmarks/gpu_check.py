@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -32,6 +33,8 @@ from moe.roofline import speed
 from moe.rundir import Request, run_in
 from moe.train import Trainer, train
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; no other one is slower for it
+
 T4_GIB = 15.0
 STEPS = 8
 SHAPES: dict[str, dict[str, Any]] = {
@@ -42,6 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "capacity 1.25": {"capacity_factor": 1.25},
     "Muon": {"optimizer": "muon"},
     "fp32": {"precision": "fp32"},
+    "deterministic": {"deterministic": True},
 }
 
 
@@ -109,6 +113,7 @@ def _shape(name: str, config: Config, device: Literal["cpu", "cuda"], data_dir: 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
+    torch.use_deterministic_algorithms(config.deterministic)
     trainer = _trainer(config, device, data_dir)
     rates = []
     for _ in range(STEPS):

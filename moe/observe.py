@@ -126,9 +126,9 @@ def observe_memory(a: Config, b: Config, setting: Setting) -> Observation:
 
 
 def observe_speed(a: Config, b: Config, setting: Setting) -> Observation:
-    """The precision that this device computes in."""
-    precisions = [resolve_precision(c, setting.device) for c in (a, b)]
-    return Observation(precisions[0] != precisions[1], f"{precisions[0]} and {precisions[1]} on {setting.device.type}")
+    """The precision that this device computes in, and whether it may choose among kernels."""
+    kinds = [_kernels(c, setting.device) for c in (a, b)]
+    return Observation(kinds[0] != kinds[1], f"{kinds[0]} and {kinds[1]} on {setting.device.type}")
 
 
 OBSERVE: Mapping[ActsOn, Callable[[Config, Config, Setting], Observation]] = {
@@ -200,6 +200,11 @@ def _steps(config: Config) -> Iterator[tuple[float, int, int]]:
 
 def _stages(steps: Iterable[tuple[float, int, int]]) -> str:
     return ", ".join(str(shape) for shape in dict.fromkeys((size, pieces) for _, size, pieces in steps))
+
+
+def _kernels(config: Config, device: torch.device) -> str:
+    deterministic = config.deterministic and device.type == "cuda"
+    return resolve_precision(config, device) + (" in deterministic kernels" if deterministic else "")
 
 
 def _budget(config: Config) -> str:

@@ -86,7 +86,7 @@ def read_request(directory: Path) -> Request:
 
 
 def device_of(request: Request) -> torch.device:
-    """The device asked for, with the thread count set.
+    """The device asked for, with the thread count and the choice of kernels set.
 
     Raises:
         ConfigError: CUDA was asked for and there is none.
@@ -96,6 +96,10 @@ def device_of(request: Request) -> torch.device:
 
     if request.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no CUDA device here")
+
+    if request.device == "cuda" and request.config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
+        torch.use_deterministic_algorithms(True)
 
     return torch.device(request.device)
 

@@ -81,6 +81,14 @@ class Run(BaseModel):
         Field(description="keep only the input of each block and compute the rest again in the backward pass"),
         Acts(on="memory", source="Chen et al. 2016, arXiv:1604.06174", role="machine"),
     ] = False
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="on CUDA, only kernels that give the same bits each time, which costs speed; a CPU always "
+            "gives the same bits for the same number of threads"
+        ),
+        Acts(on="speed", source="torch.use_deterministic_algorithms", role="machine"),
+    ] = False
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(

@@ -17,6 +17,7 @@ from moe.config import KNOBS, Config, ConfigError, apply
 from moe.data import prepare
 from moe.evaluate import score_tokens
 from moe.knobs import Value
+from moe.observe import Setting, observe_speed
 from moe.precision import cpu_precision
 from moe.presets import PRESETS
 from moe.rundir import Request, resolve_precision
@@ -59,6 +60,7 @@ PERTURBED: Mapping[str, tuple[Config, dict[str, Value]]] = {
     "capacity_factor": (BASE, {"capacity_factor": 1.0}),
     "router_init_scale": (BASE, {"router_init_scale": 0.1}),
     "router_lr_scale": (BASE, {"router_lr_scale": 0.1}),
+    "corpus_documents": (BASE, {"corpus_documents": 2000}),
     "tokenizer": (BASE, {"tokenizer": "bpe", "vocab_size": 512}),
     "vocab_size": (BPE, {"vocab_size": 300}),
     "optimizer": (BASE, {"optimizer": "muon"}),
@@ -84,13 +86,13 @@ PERTURBED: Mapping[str, tuple[Config, dict[str, Value]]] = {
     "micro_batch_size": (BASE, {"micro_batch_size": 2}),
     "activation_checkpointing": (BASE, {"activation_checkpointing": True}),
 }
-ONE_CHOICE = {"corpus"}  # nothing to perturb to
-ON_OTHER_HARDWARE = {"precision", "router_precision"}  # below
+OWN_TEXT = {"corpus"}  # needs a text of one's own: in test_corpora.py
+ON_OTHER_HARDWARE = {"precision", "router_precision", "deterministic"}  # below
 
 
 def test_every_knob_is_covered() -> None:
-    assert set(PERTURBED) | ONE_CHOICE | ON_OTHER_HARDWARE == set(KNOBS)
-    assert all(len(KNOBS[name].choices) == 1 for name in ONE_CHOICE)
+    after_training = {name for name, knob in KNOBS.items() if knob.role == "post"}  # in test_post.py
+    assert set(PERTURBED) | OWN_TEXT | ON_OTHER_HARDWARE | after_training == set(KNOBS)
 
 
 @pytest.mark.parametrize("name", PERTURBED)
@@ -127,6 +129,12 @@ def test_precision_follows_the_device() -> None:
     assert resolve_precision(BASE, torch.device("cuda")) == "fp32"
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
         resolve_precision(apply(BASE, {"precision": "fp16"}), CPU)
+
+
+def test_deterministic_kernels_are_a_choice_on_cuda_alone(data_dir: Path) -> None:
+    sides = BASE, apply(BASE, {"deterministic": True})
+    assert observe_speed(*sides, Setting(data_dir, torch.device("cuda"), 0)).acts
+    assert not observe_speed(*sides, Setting(data_dir, CPU, 0)).acts
 
 
 def test_router_precision_acts_where_matrices_are_not_in_fp32(data_dir: Path) -> None:
