@@ -211,11 +211,11 @@ def compare(shape: Shape, rounds: int, hf_backends: tuple[str, ...]) -> dict[str
     return times
 
 
-def peaks(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of a large product and bytes/s of a large copy."""
-    size = 4096 if device == "cuda" else 1536
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    big = torch.empty(64 * 2**20, device=device)
+def peaks(shape: Shape) -> tuple[float, float]:
+    """FLOP/s of a large product and bytes/s, read and written, of a large copy."""
+    size = 4096 if shape.device == "cuda" else 1536
+    a, b = torch.randn(2, size, size, device=shape.device).to(shape.dtype)
+    big = torch.empty(64 * 2**20, device=shape.device)
     product = min(_timed(lambda: a @ b, a) for _ in range(8))
     copy = min(_timed(lambda: big[: len(big) // 2].copy_(big[len(big) // 2 :]), a) for _ in range(8))
     return 2.0 * size**3 / product, big.nbytes / copy
@@ -232,20 +232,21 @@ def _timed(run: Callable[[], Any], x: Tensor) -> float:
 def print_ratios(device: str, kind: str, rounds: int, hf_backends: tuple[str, ...]) -> None:
     """One row a shape and type: minimum (median) as a fraction of the dense layer's."""
     for dtype in (torch.float32, torch.float16 if device == "cuda" else torch.bfloat16):
-        flops, bandwidth = peaks(device, dtype)
-        print(f"\n{kind}, {dtype}: product {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s\n")
+        print(f"\n{kind}, {dtype}\n")
         for number, (n_experts, top_k, d_expert) in enumerate(SHAPES):
             shape = Shape(n_experts, top_k, d_expert, kind, dtype, device)
-            times = compare(shape, rounds, hf_backends)
+            before, times, after = peaks(shape), compare(shape, rounds, hf_backends), peaks(shape)
+            flops, bandwidth = (max(pair) for pair in zip(before, after, strict=True))
             if number == 0:
-                print(f"| shape | dense ms | {' | '.join(list(times)[1:])} | auto, of the floor |")
-                print(f"|{'---|' * (len(times) + 2)}")
+                print(f"| shape | dense ms | {' | '.join(list(times)[1:])} | GFLOP/s | GB/s | auto, of the floor |")
+                print(f"|{'---|' * (len(times) + 4)}")
 
             dense = times.pop("dense")
             cells = [f"{min(dense) / min(t):.2f} ({_middle(dense) / _middle(t):.2f})" for t in times.values()]
             floor = shape.products / flops + shape.bytes_moved / bandwidth
             row = [f"E{n_experts} k{top_k} f{d_expert}", f"{min(dense) * 1e3:.1f}", *cells]
-            print(f"| {' | '.join(row)} | {floor / min(times['auto']):.2f} |", flush=True)
+            row += [f"{flops / 1e9:.0f}", f"{bandwidth / 1e9:.0f}", f"{floor / min(times['auto']):.2f}"]
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 def _middle(values: list[float]) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -69,6 +70,7 @@ def compute(
     hidden_RG = x_ND.new_empty(n_rows if keep else 0, w_in.shape[1])
     y_RD = x_ND.new_empty(n_rows + 1, x_ND.shape[1])
     y_RD[n_rows].zero_()
+    x_ND = _with_zero_row(x_ND)
     stacks = (slots.token_R, y_RD[:n_rows], *([hidden_RG] if keep else []))
     for (token, y, *hidden), (w_in_e, w_out_e) in _experts(slots, stacks, (w_in, w_out)):
         a = torch.matmul(_gather(x_ND, token), w_in_e.to(dtype).mT, out=hidden[0] if keep else None)
@@ -95,6 +97,7 @@ def gradients(
     grad_gate_R = torch.empty_like(gate_R)
     grad_gate_R[n_rows].zero_()
     grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
+    x_ND, grad_ND = _with_zero_row(x_ND), _with_zero_row(grad_ND)
     stacks = (slots.token_R, hidden_RG, gate_R[:n_rows].to(dtype), grad_x_RD[:n_rows], grad_gate_R[:n_rows])
     weights = (w_in, w_out, grad_w_in, grad_w_out)
     for (token, hidden, gate, grad_x, grad_gate), (w_in_e, w_out_e, grad_w_in_e, grad_w_out_e) in _experts(
@@ -130,6 +133,11 @@ def _experts(
         else:
             for gradient in matrices[2:]:
                 gradient.zero_()
+
+
+def _with_zero_row(x_ND: Tensor) -> Tensor:
+    # For rows without a token. Some other token's values would do as well, being weighted by 0, if they were finite.
+    return F.pad(x_ND, (0, 0, 0, 1))
 
 
 def _gather(x_ND: Tensor, token: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Where each assignment of a token to an expert is computed: a row of its own, expert after expert.
 
 Two layouts. *Loop*: an expert has as many rows as it has tokens, known from one host sync, and is computed by itself.
-*Padded*: all experts have equally many rows, so that they are computed together. Rows without a token compute token 0
-once more, with gate 0, and nobody reads the result. With a capacity, the padded layout needs no sync.
+*Padded*: all experts have equally many rows, so that they are computed together; rows without a token compute a row of
+zeros. With a capacity, the padded layout needs no sync.
 
 N tokens, K experts a token, A = N * K assignments, E experts, R rows.
 """
@@ -40,9 +40,9 @@ ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", 
 class Slots(NamedTuple):
     """Rows and who sits in them.
 
-    `token_R`: the token that each row computes. `slot_A`: token by token, the rows whose results it sums; R stands for
-    nothing (a dropped assignment). `bag_N`: where each token's part of slot_A begins. `rows_E`: each expert's rows, on
-    the host; empty if all experts have R / E.
+    `token_R`: the token that each row computes, N for none. `slot_A`: token by token, the rows whose results it sums; R
+    stands for nothing (a dropped assignment). `bag_N`: where each token's part of slot_A begins. `rows_E`: each
+    expert's rows, on the host; empty if all experts have R / E.
     """
 
     token_R: Tensor
@@ -110,7 +110,7 @@ def arrange(
     row_A = torch.arange(len(order_A), device=device) + F.pad(shift_E, (0, 1), value=n_rows)[expert_A]
     row_A.clamp_(max=n_rows)
     return Slots(
-        token_R=order_A.new_zeros(n_rows + 1).scatter_(0, row_A, order_A // top_k)[:n_rows],
+        token_R=order_A.new_full((n_rows + 1,), n_tokens).scatter_(0, row_A, order_A // top_k)[:n_rows],
         slot_A=torch.empty_like(order_A).scatter_(0, order_A, row_A),
         bag_N=torch.arange(0, len(order_A), top_k, device=device),
         rows_E=torch.tensor(rows, dtype=torch.long),

@@ -124,6 +124,21 @@ def test_dropped_assignments_neither_act_nor_learn(capacity: int, path: Path) ->
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_dropped_token_holds_reaches_nobody(dtype: torch.dtype, path: Path) -> None:
+    experts = make_experts(torch.float32, num_experts=4)
+    experts.path = path
+    gates, chosen, load = make_choice(12, 4, 2, skew=2.0)
+    load -= torch.bincount(chosen[0], minlength=4)
+    chosen[0] = 4
+    gates = gates.detach().index_fill(0, torch.tensor([0]), 0.0).float().requires_grad_()
+    x = torch.randn(12, 16).to(dtype)
+    x[0] = torch.inf
+    for result in results(experts, x.requires_grad_(), gates, lambda: experts(x, gates, chosen, load)):
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_expert_choice_has_the_references_values_and_gradients(path: Path) -> None:
     experts = make_experts(num_experts=4)
     experts.path = path
