@@ -21,7 +21,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from moe import smollm, tokenizer
-from moe.config import apply
+from moe.config import Config, apply
 from moe.corpus import load_corpus, split_documents
 from moe.data import prepare
 from moe.fingerprint import fingerprint
@@ -76,6 +76,9 @@ class Hub:
 
     def answer(self, path: str) -> tuple[int, bytes]:
         self.asked.append(path)
+        if path == f"/{smollm.MODEL}/resolve/{smollm.MODEL_REVISION}/tokenizer.json":
+            return 200, b"another tokenizer"
+
         kind, _, rest = path.partition(smollm.DATASET + "/")
         what, _, rest = rest.partition("/")
         file = self.folder / rest.partition("/")[2]
@@ -143,20 +146,31 @@ def hub(dataset: Path) -> Iterator[Hub]:
     thread.join()
 
 
-def test_the_recipe_comes_from_its_revision_on_the_hub_as_far_as_it_is_needed(hub: Hub, tmp_path: Path) -> None:
+def prepare_from(hub: Hub, config: Config, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Prepares in a process of its own, since the client reads the hub's address when it is imported."""
     code = (
         "import sys; from pathlib import Path; from moe.config import Config; from moe.data import prepare\n"
         "print(prepare(Config.model_validate_json(sys.argv[1]), Path(sys.argv[2])).corpus_sha256)"
     )
-    config = apply(RECIPE, {"corpus_documents": 100})
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    hub.broken = "train-00001-of-00002.parquet"  # more than is needed, so never opened
     command = [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "data")]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_recipe_comes_from_its_revision_on_the_hub_as_far_as_it_is_needed(hub: Hub, tmp_path: Path) -> None:
+    hub.broken = "train-00001-of-00002.parquet"  # more than is needed, so never opened
+    done = prepare_from(hub, apply(RECIPE, {"corpus_documents": 100}), tmp_path)
     digest = hashlib.sha256("".join(f"{topic}\0{text}" for text, topic in DOCUMENTS[:100]).encode()).hexdigest()
-    assert (child.stdout, child.returncode) == (digest + "\n", 0), child.stderr
+    assert (done.stdout, done.returncode) == (digest + "\n", 0), done.stderr
     assert f"/datasets/{smollm.DATASET}/resolve/{smollm.REVISION}/README.md" in hub.asked
     assert not any(path.endswith(hub.broken) for path in hub.asked)
+
+
+def test_a_tokenizer_from_the_hub_is_checked(hub: Hub, tmp_path: Path) -> None:
+    done = prepare_from(hub, apply(RECIPE, SMOLLM | {"corpus_documents": 100}), tmp_path)
+    digest = hashlib.sha256(b"another tokenizer").hexdigest()
+    assert done.returncode == 1
+    assert f"tokenizer.json has SHA-256 {digest}, the tokenizer of SmolLM-135M has 9ca9acdd" in done.stderr
 
 
 def test_the_recipe_is_split_and_known_by_its_number_of_documents(local: Path, tmp_path: Path) -> None:
