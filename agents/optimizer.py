@@ -32,7 +32,9 @@ def propose(
         domains: whose knobs may be moved.
         taken: treatments that are about to be suggested.
     """
-    names = sorted({name for domain in domains.values() for name in domain.knobs if KNOBS[name].search})
+    # What is done to trained weights is not judged by val_bpb, which is all that the optimizer looks at.
+    knobs = {name for domain in domains.values() for name in domain.knobs}
+    names = sorted(name for name in knobs if KNOBS[name].search and KNOBS[name].role == "science")
     if count < 1 or not names:
         return []
 
