@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
-from moe.config import ConfigError, apply
+from moe.config import KNOBS, ConfigError, apply
 from moe.corpus import split_documents
 from moe.data import Data, benchmarks, prepare
 from moe.fingerprint import fingerprint, pin
 from moe.presets import PRESETS
-from moe.rundir import Split
+from moe.rundir import Request, Split
 from moe.texts import BLOCK, CorpusError, Document, hash_set, read_set
+from moe.train import Trainer
 
 NANO = PRESETS["nano"]
 OWN = apply(NANO, {"corpus": "mine"})
@@ -174,6 +176,18 @@ def test_own_text_is_split_and_tokenized_like_any(tokens: dict[str, str | int], 
         assert part
         assert sizes_of(data, split) == [len(document.text.encode()) for document in part]
         assert [data.topic_names[topic] for topic in data.topics[split]] == [topic for _, topic in part]
+
+
+def test_another_corpus_is_another_loss(own: Path) -> None:
+    write_jsonl(own / "texts" / "yours.jsonl", ({"text": record["text"].upper()} for record in RECORDS))
+    losses = []
+    for name in ("mine", "yours"):
+        request = Request(kind="train", config=apply(NANO, {"corpus": name}), seed=0, device="cpu", data_dir=own)
+        trainer = Trainer(request, prepare(request.config, own), torch.device("cpu"))
+        losses.append(trainer.optimizer_step(1e-3)["train_loss"])
+
+    assert KNOBS["corpus"].acts_on == "loss"
+    assert losses[0] != losses[1]
 
 
 def test_only_the_first_documents_are_used(own: Path) -> None:
