@@ -35,7 +35,6 @@ from moe.specialization import LayerReport, RouterTally, load_statistics, margin
 
 BATCH_TOKENS = 8192  # tokens a forward pass; large enough for a T4, small enough for any memory
 
-
 ROUTER_METRICS = ("router_entropy", "load_entropy", "router_margin", "expert_topic_mi", "expert_topic_mi_share")
 """Means over the layers with experts."""
 
@@ -199,7 +198,10 @@ def of_benchmarks(model: MoE, request: Request, device: torch.device) -> dict[st
             "sha256": data.corpus_sha256,
         }
 
-    return {f"benchmark_{name}": row["bpb"] for name, row in table.items()} | ({"benchmarks": table} if table else {})
+    if not table:
+        return {}
+
+    return {**{f"benchmark_{name}": row["bpb"] for name, row in table.items()}, "benchmarks": table}
 
 
 def _over_layers(name: str, layers: list[LayerReport]) -> float | None:
