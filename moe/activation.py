@@ -32,17 +32,18 @@ def activate(hidden: Tensor, kind: ExpertKind) -> Tensor:
 
 def differentiate(grad: Tensor, hidden: Tensor, kind: ExpertKind) -> Tensor:
     """The gradient [..., G] of activate() at `hidden` for `grad` [..., F]. May overwrite `grad`; leaves no graph."""
+    grad_hidden = torch.empty_like(hidden)
+    (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=-1), grad_hidden.chunk(2, dim=-1)
     match kind:
         case "swiglu":
-            gate, up = hidden.chunk(2, dim=-1)
-            grad_up = F.silu(gate).mul_(grad)
-            return torch.cat((torch.ops.aten.silu_backward(grad.mul_(up), gate), grad_up), dim=-1)
+            torch.mul(F.silu(gate), grad, out=grad_up)
+            torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
         case "geglu":
-            gate, up = hidden.chunk(2, dim=-1)
-            grad_up = F.gelu(gate).mul_(grad)
-            return torch.cat((torch.ops.aten.gelu_backward(grad.mul_(up), gate), grad_up), dim=-1)
+            torch.mul(F.gelu(gate), grad, out=grad_up)
+            torch.ops.aten.gelu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
         case "relu2":
-            return F.relu(hidden).mul_(grad.mul_(2.0))
+            torch.mul(F.relu(hidden), grad.mul_(2.0), out=grad_hidden)
         case "mlp":
-            grad_hidden: Tensor = torch.ops.aten.silu_backward(grad, hidden)
-            return grad_hidden
+            torch.ops.aten.silu_backward.grad_input(grad, hidden, grad_input=grad_hidden)
+
+    return grad_hidden
