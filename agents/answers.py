@@ -141,7 +141,11 @@ def _improve(lab: Lab, arguments: Mapping[str, Any], task_id: int) -> BaseModel:
 
 def _enqueue(lab: Lab, arguments: Mapping[str, Any], task_id: int) -> BaseModel:
     return enqueue(
-        lab, _targets(lab, arguments, "approved"), seeds=arguments.get("seeds"), priority=arguments.get("priority", 0)
+        lab,
+        _targets(lab, arguments, "approved"),
+        seeds=arguments.get("seeds"),
+        priority=arguments.get("priority", 0),
+        ablate=arguments.get("ablate", False),
     )
 
 

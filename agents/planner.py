@@ -16,6 +16,7 @@ from agents.preflight import preflight
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment, plan_experiment
 from db.lab import Lab
+from db.queries import trained_runs
 from db.queue import Queued, add_run
 from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
 from db.runners import list_runners
@@ -26,7 +27,7 @@ from moe.post.stages import as_trained, needs_post
 from moe.texts import CorpusError
 
 _STRIDE = 100
-_RANK: dict[Arm, int] = {"probe": 30, "checkpoint": 20, "baseline": 10, "treatment": 0}
+_RANK: dict[Arm, int] = {"probe": 30, "checkpoint": 20, "baseline": 10, "treatment": 0, "ablation": 0}
 """Added to _STRIDE times the user's priority, so that a higher priority always wins."""
 
 _MAY_QUEUE: tuple[ExperimentStatus, ...] = ("approved", "concluded", "failed", "cancelled")
@@ -57,19 +58,25 @@ class Plans(BaseModel):
     plans: list[Plan]
 
 
-def enqueue(lab: Lab, experiment_ids: Iterable[int], *, seeds: int | None = None, priority: int = 0) -> Plans:
+def enqueue(
+    lab: Lab, experiment_ids: Iterable[int], *, seeds: int | None = None, priority: int = 0, ablate: bool = False
+) -> Plans:
     """Queues experiments, all or none.
 
     Args:
         experiment_ids: approved ones; also concluded ones that shall get more seeds, failed and cancelled ones.
         seeds: pairs of runs to begin with; the judge may add more, up to max_seeds of the configuration.
         priority: higher goes first.
+        ablate: instead, take the trained models of concluded ones apart, and score each without each of its parts.
 
     Raises:
         NotFoundError, RefusedError: one of them does not exist, is in another state, breaks a limit, or asks for a
             text that is not there or not the one it was; or no runner is registered (agents.hands.register).
     """
     with lab.store.transaction():
+        if ablate:
+            return Plans(plans=[_ablate(lab, key, priority=priority) for key in experiment_ids])
+
         return Plans(plans=[_enqueue(lab, key, seeds=seeds, priority=priority) for key in experiment_ids])
 
 
@@ -202,6 +209,37 @@ def _pin_text(lab: Lab, experiment: Experiment) -> Experiment:
 
     plan_experiment(lab.store, experiment.id, baseline=to_column(pinned.model_dump()))
     return get_experiment(lab.store, experiment.id)
+
+
+def _ablate(lab: Lab, experiment_id: int, *, priority: int) -> Plan:
+    experiment = get_experiment(lab.store, experiment_id)
+    trained = [run for run in trained_runs(lab.store, experiment_id) if run.code == code_hash()]
+    runner = target_runner(lab)
+    if experiment.status != "concluded" or not trained or runner is None:
+        raise RefusedError(
+            f"experiment {experiment_id} is {experiment.status} with {len(trained)} trained models of today's moe/; to "
+            "take them apart it must be concluded and have some"
+        )
+
+    added = []
+    for run in trained:
+        values = _values("ablate", Config.model_validate(run.config), run.hardware_class, run.seed)
+        values |= {"priority": priority * _STRIDE + _RANK["ablation"], "needs_run_id": run.id}
+        added.append(add_run(lab.store, experiment_id, "ablation", values))
+
+    cost = preflight(lab, Config.model_validate(trained[0].config), runner)
+    return Plan(
+        experiment_id=experiment_id,
+        title=experiment.title,
+        hardware_class=trained[0].hardware_class,
+        seeds=sorted({run.seed for run in trained}),
+        runs_new=sum(item.new for item in added),
+        runs_shared=sum(not item.new for item in added),
+        seconds=None,
+        memory_bytes=cost.memory_bytes,
+        micro_batch_size=cost.micro_batch_size,
+        notes=["each trained model is scored without each of its parts; nothing is trained, and no verdict changes"],
+    )
 
 
 def _notes(lab: Lab, experiment: Experiment, runner: Runner) -> list[str]:

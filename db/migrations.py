@@ -110,7 +110,7 @@ CREATE TABLE runners (
 
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('probe', 'train', 'post')),
+    kind TEXT NOT NULL CHECK (kind IN ('probe', 'train', 'post', 'ablate')),
     fingerprint TEXT NOT NULL,
     seed INTEGER NOT NULL,
     hardware_class TEXT NOT NULL,
@@ -147,7 +147,7 @@ CREATE INDEX runs_status ON runs (status);
 CREATE TABLE experiment_runs (
     experiment_id INTEGER NOT NULL REFERENCES experiments (id),
     run_id INTEGER NOT NULL REFERENCES runs (id),
-    arm TEXT NOT NULL CHECK (arm IN ('probe', 'checkpoint', 'baseline', 'treatment')),
+    arm TEXT NOT NULL CHECK (arm IN ('probe', 'checkpoint', 'baseline', 'treatment', 'ablation')),
     PRIMARY KEY (experiment_id, run_id)
 ) WITHOUT ROWID;
 

@@ -122,7 +122,7 @@ def runs_of_experiment(store: Store, experiment_id: int) -> list[RunProgress]:
         FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
         JOIN experiments ON experiments.id = experiment_runs.experiment_id
         WHERE experiment_runs.experiment_id = ?
-        ORDER BY runs.kind != 'probe', runs.seed, runs.kind = 'post', experiment_runs.arm
+        ORDER BY runs.kind != 'probe', runs.seed, runs.kind != 'train', experiment_runs.arm
         """,
         (experiment_id,),
     )
@@ -146,6 +146,19 @@ def pairs(store: Store, experiment_id: int) -> list[Pair]:
         Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
         for seed, arms in by_seed.items()
     ]
+
+
+def trained_runs(store: Store, experiment_id: int) -> list[Run]:
+    """The completed training runs of an experiment, by seed."""
+    rows = store.rows(
+        """
+        SELECT runs.* FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+        WHERE experiment_runs.experiment_id = ? AND runs.kind = 'train' AND runs.status = 'completed'
+        ORDER BY runs.seed, runs.id
+        """,
+        (experiment_id,),
+    )
+    return [Run.of(row) for row in rows]
 
 
 def comparable_pairs(store: Store, experiment: Experiment) -> dict[int, list[tuple[float, float]]]:

@@ -22,14 +22,17 @@ ExperimentStatus = Literal[
     "cancelled",
 ]
 RunStatus = Literal["queued", "running", "completed", "pruned", "failed", "cancelled"]
-RunKind = Literal["probe", "train", "post"]
-Arm = Literal["probe", "checkpoint", "baseline", "treatment"]
+RunKind = Literal["probe", "train", "post", "ablate"]
+Arm = Literal["probe", "checkpoint", "baseline", "treatment", "ablation"]
 Proposer = Literal["llm", "optimizer", "assistant", "catalog"]
 Reviewer = Literal["llm", "assistant", "rubric"]
 Decision = Literal["approve", "refine", "rewrite", "reject"]
 Direction = Literal["lower", "higher"]
 Word = Literal["improved", "improved but not causal", "worse", "equivalent", "no evidence yet", "invalid"]
 Value = bool | int | float | str | None
+
+READS_CHECKPOINT: frozenset[RunKind] = frozenset({"post", "ablate"})
+"""Kinds that start from the trained weights of the run that they need."""
 
 ENDED_RUN: frozenset[RunStatus] = frozenset({"completed", "pruned", "failed", "cancelled"})
 ENDED_EXPERIMENT: frozenset[ExperimentStatus] = frozenset(
@@ -133,7 +136,7 @@ class Runner(Record):
 
 class Run(Record):
     """One child process on one config and seed; its progress, and its score when it is done. `code` is the hash of
-    moe/ that its fingerprint was made of. A post run reads the checkpoint of the run that it needs."""
+    moe/ that its fingerprint was made of."""
 
     id: int
     kind: RunKind

@@ -40,7 +40,7 @@ from db.queue import (
     put_back,
     set_pid,
 )
-from db.records import Attempt, Run, RunKind
+from db.records import READS_CHECKPOINT, Attempt, Run, RunKind
 from db.runners import beat_runner, register_runner, start_runner, stop_runner
 from gpu_runner.card import Card
 from gpu_runner.child import Child, child_environment
@@ -315,8 +315,8 @@ class Daemon:
         _LOG.info("run %d (%s, seed %d) started as attempt %d%s", run.id, run.kind, run.seed, attempt.id, how)
 
     def _checkpoint_for(self, run: Run) -> Path | None:
-        """The directory of the run whose checkpoint a post run reads."""
-        if run.kind != "post" or run.needs_run_id is None:
+        """The directory of the run whose checkpoint this one reads."""
+        if run.kind not in READS_CHECKPOINT or run.needs_run_id is None:
             return None
 
         return self.lab.runs_folder / (completed_directory(self.store, run.needs_run_id) or str(run.needs_run_id))

@@ -22,7 +22,12 @@ from types import FrameType
 
 from db.processes import write_atomically
 
-STEPS: Mapping[str, Sequence[str]] = {"train": ("train", "evaluate"), "probe": ("probe",), "post": ("post",)}
+STEPS: Mapping[str, Sequence[str]] = {
+    "train": ("train", "evaluate"),
+    "probe": ("probe",),
+    "post": ("post",),
+    "ablate": ("ablate",),
+}
 """The modules of moe/ that make up a run of each kind; only the last one's score.json counts."""
 
 GRACE_SECONDS = 3

@@ -125,8 +125,12 @@ def improve(desk: Desk, ids: tuple[int, ...], limit: int) -> None:
 @_ids
 @click.option("--seeds", type=int, help="Pairs of runs to begin with.")
 @click.option("--priority", default=0, show_default=True, help="Higher goes first.")
-def enqueue_command(desk: Desk, ids: tuple[int, ...], seeds: int | None, priority: int) -> None:
+@click.option("--ablate", is_flag=True, help="Of concluded ones: score the trained models without each of their parts.")
+def enqueue_command(desk: Desk, ids: tuple[int, ...], seeds: int | None, priority: int, ablate: bool) -> None:
     """Queue approved experiments: those named, otherwise all."""
+    if ablate and not ids:
+        raise click.UsageError("--ablate needs the numbers of concluded experiments")
+
     keys = list(ids) or [
         item.id for item in list_experiments(desk.lab.store, status="approved", oldest_first=True, limit=20)
     ]
@@ -140,6 +144,7 @@ def enqueue_command(desk: Desk, ids: tuple[int, ...], seeds: int | None, priorit
             experiment_ids=keys,
             seeds=seeds,
             priority=priority,
+            ablate=ablate,
             patience=PATIENCE_SECONDS,
         )
     )

@@ -1,4 +1,4 @@
-"""From a question about trained weights to its verdict: the real daemon, real training, real quantization."""
+"""From a question about trained weights to its verdict: the real daemon, real training, quantization, ablation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     made.close()
 
 
-def test_int8_is_found_smaller_and_no_worse(lab: Lab) -> None:
+@pytest.mark.timeout(300)  # 11 child processes, each of which starts torch
+def test_int8_is_found_smaller_and_no_worse_and_the_models_are_taken_apart(lab: Lab) -> None:
     experiment = add_experiment(
         lab.store,
         {
@@ -53,7 +54,7 @@ def test_int8_is_found_smaller_and_no_worse(lab: Lab) -> None:
     register(lab)
     enqueue(lab, [experiment.id])
     start_runner(lab)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 280
     while get_experiment(lab.store, experiment.id).status != "concluded":
         assert time.monotonic() < deadline, lab.log("runner").read_text()
         time.sleep(0.05)
@@ -74,3 +75,11 @@ def test_int8_is_found_smaller_and_no_worse(lab: Lab) -> None:
     assert {row["kind"]: row["n"] for row in kinds} == {"probe": 1, "train": 2, "post": 4}
     requests = [json.loads(path.read_text()) for path in lab.runs_folder.glob("*/config.json")]
     assert sum(request["checkpoint"] is not None for request in requests) == 4
+
+    enqueue(lab, [experiment.id], ablate=True)
+    while lab.store.value("SELECT count(*) FROM runs WHERE status IN ('queued', 'running')"):
+        assert time.monotonic() < deadline, lab.log("runner").read_text()
+        time.sleep(0.05)
+
+    apart = lab.store.rows("SELECT status, json_array_length(score, '$.parts') AS n FROM runs WHERE kind = 'ablate'")
+    assert [(row["status"], row["n"] > 8) for row in apart] == [("completed", True)] * 2

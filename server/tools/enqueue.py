@@ -46,6 +46,10 @@ def enqueue(
         ),
     ] = None,
     priority: Annotated[int, Field(ge=-9, le=9, description="higher goes first")] = 0,
+    ablate: Annotated[
+        bool,
+        Field(description="for concluded experiments, instead: score their trained models without each of their parts"),
+    ] = False,
     idempotency_key: IdempotencyKey = None,
     patience: float = PATIENCE_SECONDS,
 ) -> Enqueued:
@@ -56,7 +60,7 @@ def enqueue(
     has done already are shared, not repeated. Comes back with a plan for each experiment; `run` then starts training.
     """
     task = Asking(lab, idempotency_key, patience).ask(
-        "enqueue", {"experiment_ids": experiment_ids, "seeds": seeds, "priority": priority}
+        "enqueue", {"experiment_ids": experiment_ids, "seeds": seeds, "priority": priority, "ablate": ablate}
     )
     working = still_working(task)
     if lab.settings.auto_start_runner and working is None:

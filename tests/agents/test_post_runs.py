@@ -11,13 +11,14 @@ from agents.admission import NotAdmittedError, admit
 from agents.planner import enqueue
 from agents.preflight import Base
 from agents.proposals import Proposal
+from db.errors import RefusedError
 from db.experiments import get_experiment, latest_verdict
 from db.lab import Lab
-from db.queries import pairs, runs_of_experiment
+from db.queries import pairs, runs_of_experiment, trained_runs
 from db.records import Experiment, Runner, Verdict
 from moe.config import Config, apply
 from moe.presets import PRESETS
-from tests.agents.test_research import Scorer, approved, work_off
+from tests.agents.test_research import Scorer, approved, lr_matters, work_off
 
 SMALLER: dict[str, Any] = {
     "metric": "weight_bytes",
@@ -139,6 +140,23 @@ def test_one_that_claims_to_be_causal_and_is_not_is_invalid(lab: Lab, runner: Ru
     experiment = approved(lab, {"lr": 0.02})
     verdict = judged(lab, runner, experiment, lambda *_: 3.0, causal=False, declared_causal=True, passed=False)
     assert verdict.verdict == "invalid"
+
+
+def test_the_trained_models_of_a_concluded_experiment_can_be_taken_apart(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    with pytest.raises(RefusedError, match="is approved with 0 trained models"):
+        enqueue(lab, [experiment.id], ablate=True)
+
+    before = judged(lab, runner, experiment, lr_matters)
+    [plan] = enqueue(lab, [experiment.id], ablate=True).plans
+    assert (plan.runs_new, plan.seeds) == (4, [1, 2])
+    done = work_off(lab, runner, lambda *_: {"val_bpb": 3.0, "layer_delta_max": 0.7})
+    assert [claim.run.kind for claim in done] == ["ablate"] * 4
+    assert {claim.run.needs_run_id for claim in done} == {run.id for run in trained_runs(lab.store, experiment.id)}
+    mind.work(lab)
+    assert latest_verdict(lab.store, experiment.id) == before
+    assert enqueue(lab, [experiment.id], ablate=True).plans[0].runs_new == 0
+    assert enqueue(lab, [experiment.id], seeds=3).plans[0].runs_new == 2
 
 
 def proposed(treatment: dict[str, Any], metric: str | None = None) -> Proposal:
