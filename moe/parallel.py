@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -126,8 +127,12 @@ def lead(directory: Path, request: Request) -> Iterator[Team]:
         raise ConfigError(f"processes={request.processes} need a card each, but torch sees {torch.cuda.device_count()}")
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host: nothing is to listen on a network
-    store = TCPStore(HOST, 0, request.processes, is_master=True, wait_for_workers=False)
-    others = _Others(directory, request.processes, store.port)
+    listener = socket.create_server((HOST, 0))  # for the same reason: a TCPStore left to itself listens on all
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        HOST, port, request.processes, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    others = _Others(directory, request.processes, port)
     try:
         with _joined(request, store, rank=0) as team:
             yield team
