@@ -349,7 +349,7 @@ def _word(low: float, high: float, margin: float, direction: Direction) -> Word:
     if high < 0 or low > 0:
         return "improved" if (high < 0) == (direction == "lower") else "worse"
 
-    return "equivalent" if -margin < low and high < margin else "no evidence yet"
+    return "equivalent" if -margin <= low and high <= margin else "no evidence yet"
 
 
 def _variance(values: Sequence[float]) -> float:

@@ -37,6 +37,10 @@ def test_a_null_effect_much_smaller_than_the_noise_floor_is_equivalent() -> None
     assert weigh(scores([0.0001, -0.0001, 0.0], jitter=0.01)).word == "equivalent"
 
 
+def test_what_never_differs_is_equivalent() -> None:
+    assert weigh(scores([0.0, 0.0])).word == "equivalent"
+
+
 def test_pairs_of_other_experiments_tell_of_the_noise() -> None:
     alone = weigh(scores([-0.05, -0.057]))
     informed = weigh(scores([-0.05, -0.057]), [scores([0.0, 0.009]), scores([0.1, 0.108]), scores([0.0, -0.009])])
