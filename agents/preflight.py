@@ -16,6 +16,7 @@ from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
 from moe.config import Config, ConfigError, apply
+from moe.fingerprint import CorpusError, pin
 from moe.precision import Precision, precision_on
 from moe.presets import PRESETS
 from moe.roofline import T4, speed
@@ -73,8 +74,8 @@ def base_of(lab: Lab) -> Base:
         name = "t4" if any(runner.device == "cuda" for runner in list_runners(lab.store)) else "micro"
 
     try:
-        return Base(preset=name, config=apply(PRESETS[name], lab.settings.baseline))
-    except ConfigError as error:
+        return Base(preset=name, config=pin(apply(PRESETS[name], lab.settings.baseline), lab.data_folder))
+    except (ConfigError, CorpusError) as error:
         raise RefusedError(f"the baseline in blueberry.toml cannot be used with preset {name}: {error}") from None
 
 

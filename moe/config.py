@@ -83,6 +83,9 @@ class Config(Post, Run, Optimization, Routing, Experts, Backbone):
                 f"least {MIN_SEQ_LEN} tokens"
             )
 
+        if self.corpus == "smollm" and self.corpus_documents is None:
+            yield "corpus=smollm is streamed; say with corpus_documents how much of it"
+
         if self.tokenizer == "byte" and self.vocab_size != 256:
             yield f"vocab_size={self.vocab_size} must be 256 with the byte tokenizer"
 

@@ -101,16 +101,29 @@ def _own(config: Config, data_dir: Path) -> Corpus:
 
 
 def split_of(text: str) -> Split:
-    part = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % PARTS
+    part = int.from_bytes(_digest(text)[:8]) % PARTS
     return {0: "val", 1: "test"}.get(part, "train")  # type: ignore[return-value]
 
 
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _hash_of(document: Document) -> bytes:
+    return _digest(document.text)
+
+
 def split_documents(documents: Iterable[Document]) -> dict[Split, list[Document]]:
+    """The documents of each split: those to train on in the corpus's order, held-out ones in that of their hashes.
+
+    A score reads the first tokens of a held-out split, and a corpus may be sorted by subject: Wikipedia's packaged leads
+    are, and 65,536 bytes of them knew 3 of 12 topics.
+    """
     parts: dict[Split, list[Document]] = {split: [] for split in SPLITS}
     for document in documents:
         parts[split_of(document.text)].append(document)
 
-    return parts
+    return parts | {split: sorted(parts[split], key=_hash_of) for split in ("val", "test")}
 
 
 def hash_sentences(texts: Iterable[str]) -> NDArray[np.uint64]:

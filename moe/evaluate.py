@@ -65,9 +65,12 @@ def evaluate(directory: Path) -> None:
     device = device_of(request)
     model = load_model(directory, request, device)
     data = prepare(config, request.data_dir)
+    trained = json.loads((directory / "train.json").read_text())
+    if trained["tokens_sha256"] != data.tokens_sha256:
+        raise ConfigError(f"{config.corpus} is no longer the text that checkpoint.pt was trained on; train anew")
+
     score = score_tokens(model, data, request.split, config.eval_tokens, device)
     beside = of_benchmarks(model, request, device)
-    trained = json.loads((directory / "train.json").read_text())
     content: dict[str, Any] = {
         **result(score, data, request),
         "flops": trained["flops"],

@@ -17,7 +17,7 @@ from moe.config import Config, apply, scientific
 from moe.smollm import DATASET, REVISION, SUBSET
 from moe.texts import TEXTS, CorpusError, hash_set, known_sets
 
-EVALUATOR_VERSION = 1
+EVALUATOR_VERSION = 2
 """Raised whenever moe/evaluate.py would give a different score to the same checkpoint."""
 
 CORPUS_SHA256: Mapping[str, str] = {

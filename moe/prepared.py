@@ -28,7 +28,7 @@ from moe.rundir import Split, sync_folder, write_json
 from moe.texts import END, CorpusError, Document, hash_file
 from moe.tokenizer import Encoded, bytes_of_ids, encode, open_smollm, train_bpe
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever other bytes would be written for the same config."""
 
 

@@ -102,6 +102,7 @@ def train(directory: Path) -> None:
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "precision": precision,
             "processes": request.processes,
+            "tokens_sha256": data.tokens_sha256,
             "torch": torch.__version__,
         },
     )

@@ -48,7 +48,7 @@ def test_nano_learns_and_is_scored(make_run: MakeRun) -> None:
         "tokens": 4096,
         "bytes": 4096,
         "split": "val",
-        "evaluator": 1,
+        "evaluator": 2,
         "parameters": costs.parameters,
         "active_parameters": costs.active_parameters,
         "flops": costs.flops,
