@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from agents.domains import load_domains
 from agents.duplicates import find_duplicate
@@ -81,14 +81,18 @@ def admit(
     )
 
 
+def usual_metric(knobs: Iterable[str]) -> str:
+    """What a treatment of these knobs is judged by unless something else is asked for."""
+    return POST_METRIC if any(KNOBS[name].role == "post" for name in knobs) else METRIC
+
+
 def metric_of(proposal: Proposal) -> Metric:
     """What the proposal is to be judged by.
 
     Raises:
         NotAdmittedError: there is no such metric, or none that has a better side and is measured on both of them.
     """
-    changes_weights = any(KNOBS[name].role == "post" for name in proposal.treatment)
-    name = proposal.metric or (POST_METRIC if changes_weights else METRIC)
+    name = proposal.metric or usual_metric(proposal.treatment)
     usable = [metric for metric in METRICS.values() if metric.better is not None and metric.by != "ablate"]
     metric = next((metric for metric in usable if metric.name == name), None)
     if metric is None:

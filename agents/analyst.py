@@ -14,11 +14,15 @@ from moe.config import KNOBS
 
 @dataclass(frozen=True, order=True)
 class Move:
-    """One knob, moved one way, on one preset; direction is raised, lowered, or "set to VALUE" for a category."""
+    """One knob, moved one way, on one preset, judged by one metric.
+
+    direction is raised, lowered, or "set to VALUE" for a category.
+    """
 
     knob: str
     direction: str
     preset: str
+    metric: str
 
 
 def move_of(experiment: Experiment) -> Move | None:
@@ -33,7 +37,7 @@ def move_of(experiment: Experiment) -> Move | None:
     else:
         direction = f"set to {value}"
 
-    return Move(knob=knob, direction=direction, preset=experiment.preset)
+    return Move(knob=knob, direction=direction, preset=experiment.preset, metric=experiment.metric)
 
 
 def learn(lab: Lab) -> int:
@@ -53,6 +57,7 @@ def learn(lab: Lab) -> int:
                 knob=move.knob,
                 direction=move.direction,
                 preset=move.preset,
+                metric=move.metric,
                 statement=_statement(move, verdicts, effects),
                 verdict=_common(verdicts),
                 effect=fmean(effects) if effects else None,
@@ -70,6 +75,6 @@ def _common(verdicts: list[Verdict]) -> Word:
 def _statement(move: Move, verdicts: list[Verdict], effects: list[float]) -> str:
     counts = Counter(verdict.verdict for verdict in verdicts)
     said = ", ".join(f"{word} in {count}" for word, count in counts.most_common())
-    size = f"; mean effect on {verdicts[0].metric} {fmean(effects):+.3f}" if effects else ""
+    size = f"; mean effect on {move.metric} {fmean(effects):+,.3f}" if effects else ""
     plural = "s" if len(verdicts) > 1 else ""
     return f"{move.knob} {move.direction} ({move.preset}): {said} of {len(verdicts)} experiment{plural}{size}."

@@ -9,6 +9,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.admission import usual_metric
 from agents.domains import Intervention, load_domains
 from agents.duplicates import Neighbour, neighbours
 from agents.hands import target_runner
@@ -43,7 +44,7 @@ class Prior(BaseModel):
 
 
 class TrackRecord(BaseModel):
-    """What this lab's final verdicts say of the same knobs moved the same ways."""
+    """What this lab's final verdicts say of the same knobs moved the same ways, judged by the same metric."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -120,8 +121,8 @@ def gather(lab: Lab, experiment: Experiment) -> Facts:
             store, base, experiment.treatment, f"{experiment.title} {experiment.hypothesis}", ignore=own
         ),
         probes=probes,
-        prior=prior_of(lab, base, changes),
-        record=_record(lab, base, changes, own),
+        prior=prior_of(lab, base, changes) if experiment.metric == usual_metric(experiment.treatment) else None,
+        record=_record(lab, base, changes, experiment.metric, own),
         insights=[item.statement for item in list_insights(store, limit=200) if item.knob in experiment.treatment][:8],
         missing=_missing(experiment),
     )
@@ -160,12 +161,13 @@ def _same_moves(one: list[Change], other: list[Change]) -> bool:
     )
 
 
-def _record(lab: Lab, base: Config, changes: list[Change], own: list[int]) -> TrackRecord:
+def _record(lab: Lab, base: Config, changes: list[Change], metric: str, own: list[int]) -> TrackRecord:
     wanted = [(change.knob, change.direction) for change in changes]
     found = [
         (experiment.id, verdict)
         for experiment, verdict in final_verdicts(lab.store)
         if experiment.treatment.keys() == {change.knob for change in changes}
+        and verdict.metric == metric
         and experiment.id not in own
         and is_same_baseline(base, experiment.baseline)
         and [(item.knob, item.direction) for item in changes_of(base, experiment.treatment)] == wanted

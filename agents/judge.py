@@ -33,7 +33,7 @@ from db.queries import Pair, comparable_pairs, experiment_seconds, pairs, probe_
 from db.queue import cancel_experiment_runs
 from db.records import ENDED_RUN, Direction, Experiment, ExperimentStatus, Run, Verdict, Word
 from moe.accounting import account
-from moe.config import Config
+from moe.config import Config, scientific
 from moe.post.stages import as_served
 
 ALPHA = 0.05
@@ -181,9 +181,11 @@ def _broken(found: Sequence[Pair], experiment: Experiment) -> str | None:
 
 def _rule(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> Verdict:
     scores = _scores(found, experiment.metric)
+    baseline, treatment = configs_of(experiment)
+    same_checkpoint = scientific(baseline) == scientific(treatment)
     others = [
-        [Score(seed=0, baseline=baseline, treatment=treatment) for baseline, treatment in group]
-        for key, group in comparable_pairs(lab.store, experiment).items()
+        [Score(seed=0, baseline=before, treatment=after) for before, after in group]
+        for key, group in comparable_pairs(lab.store, experiment, same_checkpoint=same_checkpoint).items()
         if key != experiment.id
     ]
     ruling = weigh(scores, others, direction=experiment.direction, first_look=lab.settings.min_seeds)
@@ -192,7 +194,7 @@ def _rule(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> Verdict:
         guard = weigh(_scores(found, experiment.guard_metric), first_look=lab.settings.min_seeds)
 
     word = _guarded(ruling.word, guard, experiment.guard_margin or 0.0)
-    if word == "improved" and not all(config.causal for config in configs_of(experiment)):
+    if word == "improved" and not (baseline.causal and treatment.causal):
         word = "improved but not causal"
 
     open_still = word == "no evidence yet" and len(scores) < lab.settings.max_seeds

@@ -217,6 +217,7 @@ def put_insight(
     knob: str,
     direction: str,
     preset: str,
+    metric: str,
     statement: str,
     verdict: str,
     effect: float | None,
@@ -225,8 +226,8 @@ def put_insight(
     """Writes what is known of a knob moved in a direction, with the verdicts it rests on; whether anything changed."""
     with store.transaction():
         row = store.row(
-            "SELECT id, statement FROM insights WHERE knob = ? AND direction = ? AND preset = ?",
-            (knob, direction, preset),
+            "SELECT id, statement FROM insights WHERE knob = ? AND direction = ? AND preset = ? AND metric = ?",
+            (knob, direction, preset, metric),
         )
         cited = store.rows(
             "SELECT verdict_id FROM insight_verdicts WHERE insight_id = ?", (row["id"] if row else None,)
@@ -248,7 +249,7 @@ def put_insight(
             store.execute(f"UPDATE insights SET {assignments} WHERE id = ?", [*map(to_column, columns.values()), key])
             store.execute("DELETE FROM insight_verdicts WHERE insight_id = ?", (key,))
         else:
-            where = {"knob": knob, "direction": direction, "preset": preset}
+            where = {"knob": knob, "direction": direction, "preset": preset, "metric": metric}
             key = store.insert("insights", {**where, "created_at": stamp, **columns})
 
         store.execute_many("INSERT INTO insight_verdicts VALUES (?, ?)", [(key, verdict) for verdict in verdict_ids])

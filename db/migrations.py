@@ -286,13 +286,14 @@ CREATE TABLE insights (
     knob TEXT NOT NULL,
     direction TEXT NOT NULL,
     preset TEXT NOT NULL,
+    metric TEXT NOT NULL,
     statement TEXT NOT NULL,
     verdict TEXT NOT NULL,
     effect REAL,
     verdict_count INTEGER NOT NULL,
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL,
-    UNIQUE (knob, direction, preset)
+    UNIQUE (knob, direction, preset, metric)
 );
 
 CREATE TABLE insight_verdicts (

@@ -161,10 +161,13 @@ def trained_runs(store: Store, experiment_id: int) -> list[Run]:
     return [Run.of(row) for row in rows]
 
 
-def comparable_pairs(store: Store, experiment: Experiment) -> dict[int, list[tuple[float, float]]]:
+def comparable_pairs(
+    store: Store, experiment: Experiment, *, same_checkpoint: bool
+) -> dict[int, list[tuple[float, float]]]:
     """Scores (baseline, treatment) of all complete pairs in the experiment's class, by experiment.
 
-    The class is what a noise floor is pooled over: the same whole baseline config, hardware class and metric.
+    The class is what a noise floor is pooled over: the same whole baseline config, hardware class and metric, and both
+    sides made of one checkpoint or each trained for itself: the first differ far less than the second.
     """
     rows = store.rows(
         """
@@ -177,6 +180,7 @@ def comparable_pairs(store: Store, experiment: Experiment) -> dict[int, list[tup
         JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
         WHERE experiments.baseline = :baseline AND experiments.hardware_class = :class
           AND experiments.metric = :metric
+          AND (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
         ORDER BY mine.experiment_id, treated.seed
         """,
         {
@@ -184,6 +188,7 @@ def comparable_pairs(store: Store, experiment: Experiment) -> dict[int, list[tup
             "baseline": to_column(experiment.baseline),
             "class": experiment.hardware_class,
             "metric": experiment.metric,
+            "same": same_checkpoint,
         },
     )
     by_experiment: dict[int, list[tuple[float, float]]] = {}

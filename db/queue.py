@@ -14,7 +14,7 @@ from typing import Any, Literal
 from db.clock import Instant, utc_now
 from db.errors import FencedError, NotFoundError
 from db.events import add_event
-from db.records import Arm, Attempt, Run, Runner
+from db.records import ENDED_RUN, Arm, Attempt, Run, Runner
 from db.store import Store, to_column
 
 
@@ -290,6 +290,9 @@ def cancel_experiment_runs(store: Store, experiment_id: int) -> int:
             {"id": experiment_id},
         )
         for row in rows:
+            if get_run(store, row["id"]).status in ENDED_RUN:
+                continue  # with the run whose checkpoint it needs
+
             if row["status"] == "queued":
                 _settle(store, row["id"], "cancelled", Outcome(status="cancelled"))
             else:

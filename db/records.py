@@ -221,12 +221,13 @@ class Verdict(Record):
 
 
 class Insight(Record):
-    """A pattern over verdicts: what one knob, moved one way, has done so far on one preset."""
+    """A pattern over verdicts: what one knob, moved one way, has done so far to one metric on one preset."""
 
     id: int
     knob: str
     direction: str
     preset: str
+    metric: str
     statement: str
     verdict: Word
     effect: float | None

@@ -12,9 +12,9 @@ from agents.planner import enqueue
 from agents.preflight import Base
 from agents.proposals import Proposal
 from db.errors import RefusedError
-from db.experiments import get_experiment, latest_verdict
+from db.experiments import get_experiment, latest_verdict, list_insights
 from db.lab import Lab
-from db.queries import pairs, runs_of_experiment, trained_runs
+from db.queries import comparable_pairs, pairs, runs_of_experiment, trained_runs
 from db.records import Experiment, Runner, Verdict
 from moe.config import Config, apply
 from moe.presets import PRESETS
@@ -197,3 +197,28 @@ def test_a_model_that_cannot_generate_is_not_served(lab: Lab) -> None:
     base = Base(preset="nano", config=apply(PRESETS["nano"], {"routing": "expert_choice"}))
     with pytest.raises(NotAdmittedError, match="cannot generate"):
         admit(lab, base, proposed({"quantize": "int8"}), proposer="assistant")
+
+
+def test_noise_is_pooled_only_over_sides_of_the_same_making(lab: Lab, runner: Runner) -> None:
+    by_loss = SMALLER | {"metric": "val_bpb", "guard_metric": None}
+    served_only = [approved(lab, {"quantize": kind}, **by_loss) for kind in ("int8", "int4")]
+    trained = approved(lab, {"lr": 1e-3})
+    for experiment in served_only:
+        judged(lab, runner, experiment, served(0.001))
+
+    judged(lab, runner, trained, lr_matters)
+    assert comparable_pairs(lab.store, get_experiment(lab.store, trained.id), same_checkpoint=False).keys() == {
+        trained.id
+    }
+    assert comparable_pairs(lab.store, get_experiment(lab.store, trained.id), same_checkpoint=True).keys() == {
+        item.id for item in served_only
+    }
+
+
+def test_insights_keep_metrics_apart(lab: Lab, runner: Runner) -> None:
+    judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.001))
+    judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER | {"metric": "val_bpb"}), served(0.001))
+    assert sorted((item.metric, item.effect) for item in list_insights(lab.store)) == [
+        ("val_bpb", pytest.approx(0.001)),
+        ("weight_bytes", -75_000.0),
+    ]

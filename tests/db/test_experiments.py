@@ -100,7 +100,8 @@ def test_pages_of_a_list(filled: Filled) -> None:
 
 def test_insight_is_rewritten_only_when_something_changed(filled: Filled) -> None:
     verdicts = [_verdict(filled, filled.experiment().id) for _ in range(2)]
-    insight: dict[str, Any] = {"knob": "lr", "direction": "up", "preset": "nano", "verdict": "improved", "effect": -0.1}
+    insight: dict[str, Any] = {"knob": "lr", "direction": "up", "preset": "nano", "metric": "val_bpb"}
+    insight |= {"verdict": "improved", "effect": -0.1}
     assert put_insight(filled.store, **insight, statement="helps", verdict_ids=verdicts[:1]) is True
     assert put_insight(filled.store, **insight, statement="helps", verdict_ids=verdicts[:1]) is False
     assert put_insight(filled.store, **insight, statement="helps", verdict_ids=verdicts) is True

@@ -167,6 +167,15 @@ def test_what_waits_for_a_checkpoint_ends_with_the_run_that_left_none(filled: Fi
     assert later.status == status
 
 
+def test_what_waits_for_a_checkpoint_is_cancelled_once(filled: Filled) -> None:
+    experiment = filled.experiment()
+    training = filled.run(experiment, arm="checkpoint").run
+    waiting = filled.run(experiment, kind="post", needs_run_id=training.id).run
+    cancel_experiment_runs(filled.store, experiment.id)
+    assert get_run(filled.store, waiting.id).status == "cancelled"
+    assert filled.store.value("SELECT count(*) FROM events WHERE run_id = ?", (waiting.id,)) == 1
+
+
 def test_a_checkpoint_is_where_its_run_was_completed(filled: Filled) -> None:
     run = filled.run(filled.experiment()).run
     assert completed_directory(filled.store, run.id) is None

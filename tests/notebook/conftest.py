@@ -122,6 +122,7 @@ def fill_lab(folder: Path) -> Sample:
         knob="top_k",
         direction="lower",
         preset="micro",
+        metric="val_bpb",
         statement="Fewer experts a token helps at this budget.",
         verdict="improved",
         effect=-0.0412,
