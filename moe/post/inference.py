@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,8 +93,8 @@ def measure_speed(model: MoE, text: Tokens) -> dict[str, float]:
     seq_len = model.config.seq_len
     half = seq_len // 2
     n_new = min(DECODE_TOKENS, seq_len - half)
-    prompts_BT = torch.from_numpy(text[: DECODE_BATCH * seq_len].astype("int64")).view(DECODE_BATCH, seq_len)
-    prompts_BT = prompts_BT.to(model.embedding.device)
+    prompts = np.resize(text[: DECODE_BATCH * seq_len], (DECODE_BATCH, seq_len))  # a short text is repeated
+    prompts_BT = torch.from_numpy(prompts.astype(np.int64)).to(model.embedding.device)
     measured = {
         "prefill": _rates(lambda: _prefill(model, prompts_BT[:1]), seq_len),
         "decode": _rates(lambda: _decode(model, prompts_BT[:1, :half], n_new), n_new),

@@ -13,16 +13,16 @@ N tokens, K choices of a token, E experts, F hidden units, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe.config import Config
-from moe.layers import Mixture
 from moe.model import MoE
 from moe.post.stages import as_served
 from moe.routing import TokenChoice
@@ -50,27 +50,19 @@ class Usage(NamedTuple):
 def watch_routing(model: MoE, batches: Iterable[Tensor]) -> list[Usage]:
     """The usage of each layer with experts over batches of tokens [B, T]."""
     model.eval()
-    n_experts = model.config.num_experts
-    usages = [_nothing(n_experts, model.embedding.device) for _ in model.mixtures]
-    inputs: dict[Mixture, Tensor] = {}
-
-    def note(mixture: Any, arguments: tuple[Any, ...]) -> None:
-        inputs[mixture] = arguments[0].flatten(0, 1)
-
-    handles = [mixture.register_forward_pre_hook(note) for mixture in model.mixtures]
+    usages = [_nothing(model.config.num_experts, model.embedding.device) for _ in model.mixtures]
     for tokens_BT in batches:
-        _, routings = model.hidden(tokens_BT)
-        for usage, mixture, routing in zip(usages, model.mixtures, routings, strict=True):
+        with _inputs_of(model) as inputs:
+            _, routings = model.hidden(tokens_BT)
+
+        for usage, mixture, x_ND, routing in zip(usages, model.mixtures, inputs, routings, strict=True):
             if not isinstance(routing, TokenChoice):
                 raise TypeError("experts are pruned and merged by the tokens that choose them")
 
-            logits_NE = F.linear(inputs[mixture], mixture.router).double()
+            logits_NE = F.linear(x_ND, mixture.router).double()
             usage.mass_E.index_add_(0, routing.experts_NK.flatten(), routing.gates_NK.flatten().double())
             usage.load_E.add_(routing.load_E)
             usage.logits_EE.add_(logits_NE.mT @ logits_NE)
-
-    for handle in handles:
-        handle.remove()
 
     return usages
 
@@ -115,6 +107,22 @@ def merge(stacks: dict[str, Tensor], usage: Usage, config: Config) -> tuple[dict
         {name: torch.tensordot(average.to(stack.dtype), stack, dims=1) for name, stack in matched.items()},
         Usage(total @ usage.mass_E, total @ usage.load_E, average @ usage.logits_EE @ average.mT),
     )
+
+
+@contextmanager
+def _inputs_of(model: MoE) -> Iterator[list[Tensor]]:
+    """What goes into each mixture of experts, [N, D], from the bottom, once the model has been called."""
+    inputs: list[Tensor] = []
+
+    def note(_mixture: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs.append(arguments[0].flatten(0, 1))
+
+    handles = [mixture.register_forward_pre_hook(note) for mixture in model.mixtures]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _most_alike(logits_EE: Tensor) -> tuple[int, int]:

@@ -81,7 +81,7 @@ def test_a_full_cache_says_so() -> None:
 
 
 def test_speeds_are_measured_with_their_spread() -> None:
-    speeds = measure_speed(build(seq_len=16, budget_tokens=1024), np.arange(2000, dtype=np.uint16) % 256)
+    speeds = measure_speed(build(seq_len=16, budget_tokens=1024), np.arange(100, dtype=np.uint16))
     names = {f"{kind}_tokens_per_second" for kind in ("prefill", "decode", "decode_batch")}
     assert speeds.keys() == names | {f"{name}_spread" for name in names}
     assert all(math.isfinite(speeds[name]) and speeds[name] > 0 for name in names)
