@@ -161,6 +161,12 @@ def trained_runs(store: Store, experiment_id: int) -> list[Run]:
     return [Run.of(row) for row in rows]
 
 
+def completed_directory(store: Store, run_id: int) -> str | None:
+    """The name of the directory in which a run was completed."""
+    name = store.value("SELECT directory FROM attempts WHERE run_id = ? AND status = 'completed'", (run_id,))
+    return None if name is None else str(name)
+
+
 def comparable_pairs(
     store: Store, experiment: Experiment, *, same_checkpoint: bool
 ) -> dict[int, list[tuple[float, float]]]:

@@ -109,12 +109,6 @@ def get_run(store: Store, run_id: int) -> Run:
     return Run.of(row)
 
 
-def completed_directory(store: Store, run_id: int) -> str | None:
-    """The name of the directory in which a run was completed."""
-    name = store.value("SELECT directory FROM attempts WHERE run_id = ? AND status = 'completed'", (run_id,))
-    return None if name is None else str(name)
-
-
 def claim_run(store: Store, runner: Runner, at: Instant, *, lease_seconds: float) -> Claim | None:
     """Takes the best queued run of the runner's hardware class; None when there is none.
 

@@ -25,12 +25,12 @@ from db.events import add_event
 from db.experiments import experiments_to_judge
 from db.lab import Lab
 from db.processes import FileLock
+from db.queries import completed_directory
 from db.queue import (
     Claim,
     Outcome,
     adopt_attempt,
     claim_run,
-    completed_directory,
     count_queued,
     finish_attempt,
     get_run,

@@ -14,7 +14,7 @@ from db.clock import Instant
 from db.errors import FencedError, NotFoundError
 from db.experiments import experiments_to_judge, get_experiment, mark_judged, move_experiment
 from db.lab import Lab
-from db.queries import curve, metric_names, running_runs
+from db.queries import completed_directory, curve, metric_names, running_runs
 from db.queue import (
     Outcome,
     Point,
@@ -22,7 +22,6 @@ from db.queue import (
     adopt_attempt,
     cancel_experiment_runs,
     claim_run,
-    completed_directory,
     count_queued,
     finish_attempt,
     get_attempt,
