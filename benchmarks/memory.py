@@ -1,21 +1,24 @@
-"""How far the predicted peak memory of training is from what a process really takes, over shapes and precisions.
+"""How far the predicted peak memory of training is from what it really takes, over shapes and precisions, on the CPU.
 
     .venv/bin/python -m benchmarks.memory
 
-Each shape trains three steps in a process of its own, on the CPU; the peak is resident memory (VmHWM). On a card
-`python -m benchmarks.gpu_check` compares with what CUDA reports.
+Each shape trains three steps in a process of its own. Allocated: the peak of the tensors alive, from the profiler's
+trace of the third step; this is what CUDA reports of a card. Resident: the process's memory (VmHWM), with what the
+allocator could not reuse. On a card `python -m benchmarks.gpu_check` compares with what CUDA reports.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from moe.accounting import account, peak_memory_bytes
+from moe.accounting import CONTEXT_BYTES, account, peak_memory_bytes
 from moe.config import Config, apply
+from moe.precision import Precision
 from moe.presets import PRESETS
 
 WIDE = {
@@ -42,10 +45,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "averaged weights": {"num_experts": 8, "ema_decay": 0.99},
 }
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
 CHILD = """
-import sys
+import json, sys
 from pathlib import Path
 import torch
+from torch.profiler import ProfilerActivity, profile
 from moe.config import Config
 from moe.data import prepare
 from moe.rundir import Request, peak_memory
@@ -55,37 +61,60 @@ config = Config.model_validate_json(sys.argv[1])
 data_dir = Path(sys.argv[2])
 request = Request(kind="train", config=config, seed=0, device="cpu", data_dir=data_dir)
 trainer = Trainer(request, prepare(config, data_dir), torch.device("cpu"))
-for _ in range(3):
+
+def step():
     trainer.optimizer_step(config.lr)
     trainer.sequences += config.batch_size
-print(peak_memory(torch.device("cpu")))
+
+step(), step()
+resident = peak_memory(torch.device("cpu"))
+trainer.model.zero_grad(set_to_none=True)
+states = [value for o in trainer.optimizers for state in o.state.values() for value in state.values()]
+models = [trainer.model] + ([trainer.average.model] if trainer.average else [])
+held = [*states, *(tensor for model in models for tensor in [*model.parameters(), *model.buffers()])]
+before = sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor))
+with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    step()
+
+live = most = 0
+for event in sorted(trace.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+    if event.name() == "[memory]":
+        live += event.nbytes()
+        most = max(most, live)
+
+print(json.dumps([before + most, resident]))
 """
 
 
 def main() -> None:
     """Prints the table."""
-    print("| shape | precision | parameters | predicted | measured | error |")
-    print("|---|---|---|---|---|---|")
-    errors = []
+    print("| shape | precision | parameters | predicted | allocated | error | with the process | resident | error |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    errors: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory() as folder:
         for name, changes in SHAPES.items():
-            for precision in ("fp32", "bf16"):
+            for precision in PRECISIONS:
                 config = apply(BASE, changes | {"precision": precision})
-                measured = _measure(config, Path(folder))
-                predicted = peak_memory_bytes(config, "fp32" if precision == "fp32" else "bf16")
-                errors.append(predicted / measured - 1.0)
-                size = f"{account(config).parameters / 1e6:.1f} M"
-                memory = " | ".join(f"{count / 2**20:,.0f} MiB" for count in (predicted, measured))
-                print(f"| {name} | {precision} | {size} | {memory} | {errors[-1]:+.1%} |", flush=True)
+                predicted = peak_memory_bytes(config, precision)
+                cells = [name, precision, f"{account(config).parameters / 1e6:.1f} M"]
+                own = (predicted - CONTEXT_BYTES[precision], predicted)
+                for kind, (expected, measured) in enumerate(zip(own, _measure(config, Path(folder)), strict=True)):
+                    errors[kind].append(expected / measured - 1.0)
+                    cells += [f"{count / 2**20:,.0f} MiB" for count in (expected, measured)]
+                    cells.append(f"{errors[kind][-1]:+.1%}")
 
-    sizes = sorted(map(abs, errors))
-    print(f"\nmedian error {sizes[len(sizes) // 2]:.1%}, largest {sizes[-1]:.1%}")
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+    for kind, text in enumerate(("allocated", "resident")):
+        sizes = sorted(map(abs, errors[kind]))
+        print(f"\n{text}: median error {sizes[len(sizes) // 2]:.1%}, largest {sizes[-1]:.1%}")
 
 
-def _measure(config: Config, data_dir: Path) -> int:
+def _measure(config: Config, data_dir: Path) -> tuple[int, int]:
     command = [sys.executable, "-c", CHILD, config.model_dump_json(), str(data_dir)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return int(done.stdout)
+    allocated, resident = json.loads(done.stdout)
+    return allocated, resident
 
 
 if __name__ == "__main__":

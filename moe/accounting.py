@@ -87,29 +87,39 @@ def activation_bytes(config: Config, precision: Precision) -> int:
 
     In fp16 and bf16 the residual stream, the norms and the router stay in fp32, as in moe/layers.py.
     """
-    d, low = config.d_model, BYTES[precision]
-    layers = [_layer_bytes(config, low, mixture=mixture) for mixture in config.moe_layers]
-    if config.activation_checkpointing:  # the input of each block, and all of the one that is computed again
-        return config.micro_batch_size * config.seq_len * (4 * d * len(layers) + max(layers))
+    tokens = config.micro_batch_size * config.seq_len
+    if config.activation_checkpointing:  # the input of each block
+        return tokens * 4 * config.d_model * config.n_layers
 
-    return config.micro_batch_size * config.seq_len * sum(layers)
+    return tokens * sum(_layers_bytes(config, BYTES[precision]))
 
 
 def peak_memory_bytes(config: Config, precision: Precision) -> int:
     """An estimate of a training process's peak memory at the config's micro-batch.
 
-    On a card for fp16, in resident memory otherwise. Weights, gradients and AdamW's two moments are fp32 (Muon has
-    one); lower precision adds a copy of the weights, an average another in fp32.
+    On a card for fp16, in resident memory otherwise. Weights, gradients and AdamW's two moments are fp32 (Muon has one
+    moment), as is an average of the weights. The peak is where the backward pass begins, with all activations, or where
+    it ends, with all gradients; with several micro-batches gradients are there throughout. benchmarks/memory.py has how
+    near this comes.
     """
-    tokens = config.micro_batch_size * config.seq_len
-    logits = min(tokens * config.vocab_size, max(LOGITS_CHUNK, config.vocab_size))
-    head = 12 * tokens * config.d_model + 4 * config.vocab_size * config.d_model
-    cost = account(config).parameters
-    states = cost * (16 + (0 if precision == "fp32" else 2) + (4 if config.ema_decay > 0.0 else 0))
-    if config.optimizer == "muon":
-        states -= 4 * muon_parameters(config)
+    low, parameters = BYTES[precision], account(config).parameters
+    moments = 8 * parameters - (4 * muon_parameters(config) if config.optimizer == "muon" else 0)
+    states = 4 * parameters + moments + (4 * parameters if config.ema_decay > 0.0 else 0)
+    gradients = 4 * parameters
 
-    return states + activation_bytes(config, precision) + 12 * logits + head + CONTEXT_BYTES[precision]
+    tokens = config.micro_batch_size * config.seq_len
+    chunk = min(tokens * config.vocab_size, max(LOGITS_CHUNK, config.vocab_size))
+    head = (low + 4) * chunk + 4 * config.vocab_size * config.d_model + (low + 8) * tokens * config.d_model
+    kept = activation_bytes(config, precision) + head
+    if low < 4:  # copies of the matrices outside of the experts stay until the backward pass
+        kept += low * (parameters - sum(config.moe_layers) * config.num_experts * expert_parameters(config))
+
+    # At work on one layer, the backward pass makes the gradient of its stack and, at most, those of what it kept.
+    layer = config.micro_batch_size * config.seq_len * max(_layers_bytes(config, low))
+    working = 4 * config.num_experts * expert_parameters(config) + 2 * layer // 5
+    at_first = kept + working + (gradients if config.micro_batch_size < config.batch_size else 0)
+    at_last = gradients + layer + working
+    return CONTEXT_BYTES[precision] + states + max(at_first, at_last)
 
 
 def muon_parameters(config: Config) -> int:
@@ -137,18 +147,22 @@ def _feed_forward(config: Config, width: int) -> int:
     return (3 if config.expert_kind in GATED else 2) * config.d_model * width
 
 
+def _layers_bytes(config: Config, low: int) -> list[int]:
+    return [_layer_bytes(config, low, mixture=mixture) for mixture in config.moe_layers]
+
+
 def _layer_bytes(config: Config, low: int, *, mixture: bool) -> int:
-    # Of one layer, a token.
+    # Of one layer, a token: what moe/layers.py, moe/fused.py and moe/dispatch.py keep.
     d, k, f = config.d_model, config.top_k, config.d_expert
-    shared = config.num_shared_experts * f if mixture else config.dense_width
-    width = d + 2 * d // config.n_heads * config.kv_heads  # queries, keys and values
-    hidden = 4 if config.expert_kind in GATED else 2
-    attention = 4 * 2 * d + low * (
-        2 * width + 2 * d
-    )  # residual, norm; qkv before and after rotation, output, transpose
-    feed_forward = low * hidden * shared
+    keys = 2 * d // config.n_heads * config.kv_heads  # and values
+    gated = config.expert_kind in GATED
+    # The stream before each norm; inputs and outputs of the products, before and after the rotation.
+    attention = 4 * d + low * (d + (d + keys) + (d + keys // 2) + 2 * d)
+    normed = low * d if low == 4 or not mixture else (4 + low) * d  # a router reads it in fp32
+    width = config.num_shared_experts * f if mixture else config.dense_width
+    feed_forward = 4 * d + normed + low * (4 if gated else 2) * width
     if not mixture:
         return attention + feed_forward
 
-    routing = 4 * 2 * d + 4 * 3 * config.num_experts + 24 * k
-    return attention + feed_forward + routing + low * k * (2 * d + hidden * f)  # gathered inputs, hidden, outputs
+    routing = 4 * 3 * config.num_experts + 8 * (4 * k + 1)
+    return attention + feed_forward + routing + low * k * (2 if gated else 1) * f

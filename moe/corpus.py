@@ -116,8 +116,8 @@ def _hash_of(document: Document) -> bytes:
 def split_documents(documents: Iterable[Document]) -> dict[Split, list[Document]]:
     """The documents of each split: those to train on in the corpus's order, held-out ones in that of their hashes.
 
-    A score reads the first tokens of a held-out split, and a corpus may be sorted by subject: Wikipedia's packaged leads
-    are, and 65,536 bytes of them knew 3 of 12 topics.
+    A score reads the first tokens of a held-out split, and a corpus may be sorted by subject: Wikipedia's packaged
+    leads are, and 65,536 bytes of them knew 3 of 12 topics.
     """
     parts: dict[Split, list[Document]] = {split: [] for split in SPLITS}
     for document in documents:
