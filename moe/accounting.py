@@ -109,7 +109,8 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
 
     tokens = config.micro_batch_size * config.seq_len
     chunk = min(tokens * config.vocab_size, max(LOGITS_CHUNK, config.vocab_size))
-    head = (low + 4) * chunk + 4 * config.vocab_size * config.d_model + (low + 8) * tokens * config.d_model
+    logits = (4 if low == 4 else low + 4) + (4 if config.logit_softcap > 0.0 else 0)
+    head = logits * chunk + 4 * config.vocab_size * config.d_model + (low + 8) * tokens * config.d_model
     kept = activation_bytes(config, precision) + head
     if low < 4:  # copies of the matrices outside of the experts stay until the backward pass
         kept += low * (parameters - sum(config.moe_layers) * config.num_experts * expert_parameters(config))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from moe.accounting import account
+from moe.allocator import keep_freed_memory
 from moe.average import WeightAverage
 from moe.checkpoint import Checkpoints, end_by_sigterm, noting_sigterm
 from moe.config import Config, scientific
@@ -313,4 +314,5 @@ def _cut(tokens_BT: Tensor, pieces: int) -> Tensor:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(run_in(train, sys.argv[1:]))
