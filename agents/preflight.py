@@ -16,10 +16,11 @@ from db.records import Runner
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, peak_memory_bytes
 from moe.config import Config, ConfigError, apply
-from moe.fingerprint import CorpusError, pin
+from moe.fingerprint import pin
 from moe.precision import Precision, precision_on
 from moe.presets import PRESETS
 from moe.roofline import T4, speed
+from moe.texts import CorpusError
 
 CARD_FLOPS = 13e12
 """Training FLOP/s expected of a card other than a T4 before it has been measured: 20 % of a T4's nominal 65 TFLOP/s in

@@ -88,8 +88,8 @@ def activation_bytes(config: Config, precision: Precision) -> int:
     In fp16 and bf16 the residual stream, the norms and the router stay in fp32, as in moe/layers.py.
     """
     tokens = config.micro_batch_size * config.seq_len
-    if config.activation_checkpointing:  # the input of each block
-        return tokens * 4 * config.d_model * config.n_layers
+    if config.activation_checkpointing:  # the input of each block; of routers what their losses need
+        return tokens * 4 * (config.d_model * config.n_layers + (2 * config.num_experts + 1) * sum(config.moe_layers))
 
     return tokens * sum(_layers_bytes(config, BYTES[precision]))
 

@@ -115,7 +115,7 @@ def score_tokens(model: MoE, data: Data, split: Split, n_targets: int, device: t
     id_bytes = data.id_bytes.astype("int64")
     mixed = [layer for layer, has_experts in enumerate(config.moe_layers) if has_experts]
     predictions = PredictionTally(config.seq_len, data.topic_names)
-    routers = RouterTally(mixed, topic_W, len(data.topic_names))
+    routers = RouterTally(mixed, topic_W, len(data.topic_names), config.router_score)
     nats, n_tokens, n_bytes = 0.0, 0, 0
     rows = max(1, BATCH_TOKENS // config.seq_len)
     with margins_of(model) as margins:

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from moe.config import Config
 from moe.layers import Attention, Dense, KeyValues, Mixture, RMSNorm, Rotation, rotary
 from moe.loss import cap, sum_nats
-from moe.routing import Routing, TokenChoice
+from moe.routing import Routing, TokenChoice, losses_of
 
 
 class Output(NamedTuple):
@@ -78,7 +78,7 @@ class MoE(nn.Module):
         x_ND, routings = self.hidden(tokens_BT, noise_LNE)
         nats = sum_nats(x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap)
         cross_entropy = nats / targets_BT.numel()
-        balance, z, entropy = (torch.stack(parts).mean() for parts in zip(*(r.losses for r in routings), strict=True))
+        balance, z, entropy = (loss_L.mean() for loss_L in losses_of(routings, self.config.router_score))
         return Output(
             loss=cross_entropy + self.config.load_balance_weight * balance + self.config.router_z_weight * z,
             cross_entropy=cross_entropy.detach(),

@@ -12,6 +12,7 @@ C tokens that an expert takes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,18 +22,21 @@ Score = Literal["softmax", "sigmoid"]
 
 
 class Losses(NamedTuple):
-    """What a router is judged by. Unweighted means over tokens; entropy in nats, of the normalized affinities."""
+    """What routers are judged by, one number a layer: unweighted means over tokens.
 
-    balance: Tensor
-    z: Tensor
-    entropy: Tensor
+    The entropy is that of the normalized affinities, in nats, and has no gradient.
+    """
+
+    balance_L: Tensor
+    z_L: Tensor
+    entropy_L: Tensor
 
 
 class TokenChoice(NamedTuple):
     """Tokens chose experts. A dropped assignment has expert E and gate 0.
 
-    `load_E` counts what was asked for, `kept_E` what was given; `slots` is a bound on kept_E that is known without
-    looking at it, None where nothing is dropped.
+    `load_GE` and `load_E` count what was asked for, `kept_E` what was given; `slots` is a bound on kept_E that is known
+    without looking at it, None where nothing is dropped. `logits_NE` is None where a hash chose.
     """
 
     gates_NK: Tensor
@@ -40,7 +44,8 @@ class TokenChoice(NamedTuple):
     load_E: Tensor
     kept_E: Tensor
     slots: int | None
-    losses: Losses
+    logits_NE: Tensor | None
+    load_GE: Tensor
 
 
 class ExpertChoice(NamedTuple):
@@ -49,7 +54,7 @@ class ExpertChoice(NamedTuple):
     gates_EC: Tensor
     tokens_EC: Tensor
     load_E: Tensor
-    losses: Losses
+    logits_NE: Tensor
 
 
 Routing = TokenChoice | ExpertChoice
@@ -74,16 +79,21 @@ def choose_experts(
         seq_len: divides tokens_per_group; tells the positions of tokens.
     """
     n_tokens, n_experts = logits_NE.shape
-    affinity_NE, losses = _affinity(logits_NE, score)
-    choice_NE = affinity_NE if bias_E is None else affinity_NE.detach() + bias_E
-    experts_NK = choice_NE.topk(top_k, dim=-1).indices
-    gates_NK = affinity_NE.gather(1, experts_NK)
-    if normalize_gates:
-        gates_NK = gates_NK / gates_NK.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(gates_NK.dtype).tiny)
+    if bias_E is None:  # affinities are in the order of their logits
+        chosen_NK, experts_NK = logits_NE.topk(top_k, dim=-1)
+    else:
+        experts_NK = (_affinity(logits_NE.detach(), score) + bias_E).topk(top_k, dim=-1).indices
+        chosen_NK = logits_NE.gather(1, experts_NK)
+
+    if score == "sigmoid":
+        gates_NK = _normalized(chosen_NK.sigmoid()) if normalize_gates else chosen_NK.sigmoid()
+    elif normalize_gates:
+        gates_NK = chosen_NK.softmax(dim=-1)  # the others cancel
+    else:
+        gates_NK = (chosen_NK - logits_NE.logsumexp(dim=-1, keepdim=True)).exp()
 
     load_GE = _count(experts_NK.reshape(n_tokens // tokens_per_group, -1), n_experts)
-    losses = losses._replace(balance=_balance_loss(affinity_NE, score, load_GE, tokens_per_group * top_k))
-    load_E = kept_E = load_GE.sum(dim=0)
+    load_E = kept_E = load_GE.sum(dim=0) if len(load_GE) > 1 else load_GE[0]
     slots = None
     if capacity_factor > 0.0:
         capacity = min(tokens_per_group, math.ceil(capacity_factor * tokens_per_group * top_k / n_experts))
@@ -93,7 +103,7 @@ def choose_experts(
         experts_NK = experts_NK.masked_fill(late_NK, n_experts)
         kept_E = load_GE.clamp_max(capacity).sum(dim=0)
 
-    return TokenChoice(gates_NK, experts_NK, load_E, kept_E, slots, losses)
+    return TokenChoice(gates_NK, experts_NK, load_E, kept_E, slots, logits_NE, load_GE)
 
 
 def choose_tokens(logits_NE: Tensor, *, top_k: int, score: Score = "softmax", tokens_per_group: int) -> ExpertChoice:
@@ -103,59 +113,67 @@ def choose_tokens(logits_NE: Tensor, *, top_k: int, score: Score = "softmax", to
     no balance loss.
     """
     n_tokens, n_experts = logits_NE.shape
-    affinity_NE, losses = _affinity(logits_NE, score)
     n_groups = n_tokens // tokens_per_group
     taken = min(tokens_per_group, max(1, tokens_per_group * top_k // n_experts))
-    gates_GEC, tokens_GEC = affinity_NE.view(n_groups, tokens_per_group, n_experts).transpose(1, 2).topk(taken, dim=-1)
+    affinity_GME = _affinity(logits_NE, score).view(n_groups, tokens_per_group, n_experts)
+    gates_GEC, tokens_GEC = affinity_GME.transpose(1, 2).topk(taken, dim=-1)
     offsets_G = torch.arange(n_groups, device=logits_NE.device) * tokens_per_group
     return ExpertChoice(
         gates_EC=gates_GEC.transpose(0, 1).flatten(1),
         tokens_EC=(tokens_GEC + offsets_G[:, None, None]).transpose(0, 1).flatten(1),
         load_E=torch.full((n_experts,), n_groups * taken, device=logits_NE.device),
-        losses=losses,
+        logits_NE=logits_NE,
     )
 
 
 def hash_experts(experts_NK: Tensor, n_experts: int, dtype: torch.dtype) -> TokenChoice:
     """Experts fixed by the token id, with equal gates: hash layers, arXiv:2106.04426, a control without a router."""
-    top_k = experts_NK.shape[1]
-    zero = torch.zeros((), dtype=dtype, device=experts_NK.device)
-    load_E = _count(experts_NK.reshape(1, -1), n_experts)[0]
+    load_GE = _count(experts_NK.reshape(1, -1), n_experts)
     return TokenChoice(
-        gates_NK=torch.full_like(experts_NK, 1.0 / top_k, dtype=dtype),
+        gates_NK=torch.full_like(experts_NK, 1.0 / experts_NK.shape[1], dtype=dtype),
         experts_NK=experts_NK,
-        load_E=load_E,
-        kept_E=load_E,
+        load_E=load_GE[0],
+        kept_E=load_GE[0],
         slots=None,
-        losses=Losses(zero, zero, zero + math.log(top_k)),
+        logits_NE=None,
+        load_GE=load_GE,
     )
 
 
-def _affinity(logits_NE: Tensor, score: Score) -> tuple[Tensor, Losses]:
-    z_N = logits_NE.logsumexp(dim=-1)
-    if score == "softmax":
-        log_probs_NE = logits_NE - z_N[:, None]
-        affinity_NE = log_probs_NE.exp()
-    else:
-        affinity_NE = logits_NE.sigmoid()
-        log_probs_NE = _normalized(affinity_NE.detach()).log()
+def losses_of(routings: Sequence[Routing], score: Score = "softmax") -> Losses:
+    """The losses of all layers of one model, together: a few kernels for all, instead of a few for each.
 
-    entropy = torch.special.entr(log_probs_NE.detach().exp()).sum(dim=-1).mean()
-    return affinity_NE, Losses(balance=torch.zeros_like(entropy), z=z_N.square().mean(), entropy=entropy)
+    Balance is that of Switch Transformer, arXiv:2101.03961, equation 4, with top_k choices: E * sum_e f_e P_e, which is
+    1 when balanced; sigmoid affinities are normalized for it, as in DeepSeek-V3, arXiv:2412.19437, equation 18. z is
+    that of ST-MoE, arXiv:2202.08906. Both are 0 where there is no router, balance also where experts choose.
+    """
+    first = routings[0]
+    if first.logits_NE is None:
+        nothing_L = first.gates_NK.new_zeros(len(routings))
+        return Losses(nothing_L, nothing_L, nothing_L + math.log(first.gates_NK.shape[1]))
+
+    logits_LNE = torch.stack([routing.logits_NE for routing in routings if routing.logits_NE is not None])
+    z_LN = logits_LNE.logsumexp(dim=-1)
+    probs_LNE = logits_LNE.softmax(dim=-1) if score == "softmax" else _normalized(logits_LNE.sigmoid())
+    entropy_L = torch.special.entr(probs_LNE.detach()).sum(dim=-1).mean(dim=-1)
+    z_L = z_LN.square().mean(dim=-1)
+    if isinstance(first, ExpertChoice):
+        return Losses(torch.zeros_like(z_L), z_L, entropy_L)
+
+    load_LGE = torch.stack([routing.load_GE for routing in routings if isinstance(routing, TokenChoice)])
+    n_layers, n_groups, n_experts = load_LGE.shape
+    mean_probs_LGE = probs_LNE.view(n_layers, n_groups, -1, n_experts).mean(dim=2)
+    balance_LE = (load_LGE * mean_probs_LGE).sum(dim=1)
+    scale = n_experts / first.experts_NK.numel()  # fractions of a group's assignments, the mean over groups
+    return Losses(balance_LE.sum(dim=-1) * scale, z_L, entropy_L)
 
 
-def _normalized(affinity_NE: Tensor) -> Tensor:
-    return affinity_NE / affinity_NE.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(affinity_NE.dtype).tiny)
+def _affinity(logits_NE: Tensor, score: Score) -> Tensor:
+    return logits_NE.softmax(dim=-1) if score == "softmax" else logits_NE.sigmoid()
 
 
-def _balance_loss(affinity_NE: Tensor, score: Score, load_GE: Tensor, assignments: int) -> Tensor:
-    # Switch Transformer, arXiv:2101.03961, equation 4, with top_k choices: E * sum_e f_e P_e, which is 1 when balanced.
-    # Sigmoid affinities are normalized for it, as in DeepSeek-V3, arXiv:2412.19437, equation 18.
-    probs_NE = affinity_NE if score == "softmax" else _normalized(affinity_NE)
-    n_groups, n_experts = load_GE.shape
-    fraction_GE = load_GE.to(probs_NE.dtype) / assignments
-    mean_probs_GE = probs_NE.reshape(n_groups, -1, n_experts).mean(dim=1)
-    return n_experts * (fraction_GE * mean_probs_GE).sum(dim=-1).mean()
+def _normalized(affinity: Tensor) -> Tensor:
+    return affinity / affinity.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(affinity.dtype).tiny)
 
 
 def _rank(experts_NK: Tensor, load_GE: Tensor, tokens_per_group: int, seq_len: int) -> Tensor:
@@ -173,4 +191,4 @@ def _rank(experts_NK: Tensor, load_GE: Tensor, tokens_per_group: int, seq_len: i
 
 def _count(experts_GM: Tensor, n_experts: int) -> Tensor:
     zeros_GE = torch.zeros(experts_GM.shape[0], n_experts, dtype=torch.long, device=experts_GM.device)
-    return zeros_GE.scatter_add_(1, experts_GM, torch.ones_like(experts_GM))
+    return zeros_GE.scatter_(1, experts_GM, 1, reduce="add")

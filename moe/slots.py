@@ -77,7 +77,7 @@ def arrange(
     """Rows for assignments of which `load_E` go to each expert; an assignment to expert E has been dropped.
 
     Args:
-        slots: a bound on every load, known without a sync; None: read the loads.
+        slots: a bound on every load, known without a sync, where some may have been dropped; None: nothing was.
     """
     (n_tokens, top_k), n_experts, device = experts_NK.shape, len(load_E), experts_NK.device
     loads = load_E.tolist() if slots is None or device.type == "cpu" else None
@@ -107,8 +107,13 @@ def arrange(
 
     expert_A, order_A = experts_NK.flatten().sort(stable=True)
     shift_E = first_row_E - (load_E.cumsum(0) - load_E)
-    row_A = torch.arange(len(order_A), device=device) + F.pad(shift_E, (0, 1), value=n_rows)[expert_A]
-    row_A.clamp_(max=n_rows)
+    if slots is not None:  # what was dropped, as expert E, goes to row R
+        shift_E = F.pad(shift_E, (0, 1), value=n_rows)
+
+    row_A = torch.arange(len(order_A), device=device) + shift_E[expert_A]
+    if slots is not None:
+        row_A.clamp_(max=n_rows)
+
     return Slots(
         token_R=order_A.new_full((n_rows + 1,), n_tokens).scatter_(0, row_A, order_A // top_k)[:n_rows],
         slot_A=torch.empty_like(order_A).scatter_(0, order_A, row_A),

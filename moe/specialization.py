@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from moe.layers import Mixture
 from moe.model import MoE
-from moe.routing import ExpertChoice, Routing
+from moe.routing import ExpertChoice, Routing, Score, losses_of
 
 SHUFFLES = 64  # the mean over them is known to an eighth of their deviation
 
@@ -76,9 +76,10 @@ class LayerReport(NamedTuple):
 class RouterTally:
     """Counts over the scored text, for each layer with experts."""
 
-    def __init__(self, layers: Sequence[int], topic_W: NDArray[np.int32], n_topics: int) -> None:
+    def __init__(self, layers: Sequence[int], topic_W: NDArray[np.int32], n_topics: int, score: Score) -> None:
         """`layers` are numbers, from the bottom; `topic_W` the topic of each document that may come."""
         self.layers = layers
+        self.score = score
         self.topic_W = topic_W
         self.n_topics = n_topics
         self.tokens = 0
@@ -98,7 +99,7 @@ class RouterTally:
             counts_WE = self.counts_L[index]
             place_A = document_N[pairs.token_A] * counts_WE.shape[1] + pairs.expert_A
             counts_WE += torch.bincount(place_A, minlength=counts_WE.numel()).view_as(counts_WE)
-            self.entropy_L[index] += float(routing.losses.entropy) * n_tokens
+            self.entropy_L[index] += float(losses_of([routing], self.score).entropy_L) * n_tokens
             before = self.margin_L[index]
             self.margin_L[index] = None if margin is None or before is None else before + float(margin)
 

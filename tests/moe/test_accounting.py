@@ -129,11 +129,11 @@ def test_micro_batch_is_refitted_to_the_memory() -> None:
     assert fit_micro_batch(t4, CONTEXT_BYTES["fp16"], "fp16") is None
 
 
-class MultiplicationCounter(TorchDispatchMode):
+class MultiplicationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts two FLOPs for each multiply-add of matrix products, also of those that write into a given tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

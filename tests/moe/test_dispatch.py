@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe.config import apply
 from moe.experts import Experts
 from moe.presets import PRESETS
-from moe.routing import choose_experts
+from moe.routing import choose_experts, losses_of
 from moe.slots import arrange, choose
 
 SYNCS = (
@@ -102,6 +102,30 @@ def test_padded_experts_take_few_kernels_and_one_sync(dtype: torch.dtype, most: 
     assert syncs.count == 1
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 60), (torch.bfloat16, 70)], ids=str)
+def test_a_whole_layer_takes_few_kernels_and_one_sync(dtype: torch.dtype, most: int) -> None:
+    # Router, routing, experts and, shared by all layers, the routers' losses. Low precision casts weights and back.
+    n_layers = 6
+    experts = [make_experts(expert_kind="mlp") for _ in range(n_layers)]
+    routers = [torch.randn(8, 16, requires_grad=True) for _ in range(n_layers)]
+    y = torch.randn(32, 16, dtype=dtype, requires_grad=True)
+    with _Syncs() as syncs, _Launches() as launches:  # type: ignore[no-untyped-call]
+        routings = []
+        for layer, router in zip(experts, routers, strict=True):
+            layer.path = "padded"
+            routing = choose_experts(
+                F.linear(y.float(), router), top_k=2, normalize_gates=True, tokens_per_group=16, seq_len=16
+            )
+            y = layer(y, routing.gates_NK, routing.experts_NK, routing.kept_E)
+            routings.append(routing)
+
+        losses = losses_of(routings)
+        torch.autograd.backward(y.sum() + losses.balance_L.sum() + losses.z_L.sum())
+
+    assert launches.count / n_layers <= most
+    assert syncs.count == n_layers
+
+
 def test_with_a_capacity_no_value_is_read_off_the_cpu() -> None:
     experts = make_experts().to("meta")  # has no values: reading one is an error
     x = torch.empty(32, 16, device="meta", requires_grad=True)
@@ -167,7 +191,7 @@ def test_each_kept_assignment_has_a_row_of_its_own(path: Any, dtype: torch.dtype
     chosen = torch.rand(40, 6).topk(3).indices
     chosen[::3, 1] = 6  # dropped
     load = torch.bincount(chosen.flatten(), minlength=7)[:6]
-    slots = arrange(chosen, load, path=path, slots=None, d_model=8, d_expert=8, dtype=dtype)
+    slots = arrange(chosen, load, path=path, slots=40, d_model=8, d_expert=8, dtype=dtype)
     kept = chosen.flatten() < 6
     rows = slots.slot_A[kept]
     assert len(set(rows.tolist())) == len(rows) == int(load.sum())

@@ -134,7 +134,7 @@ def test_what_a_dropped_token_holds_reaches_nobody(dtype: torch.dtype, path: Pat
     gates = gates.detach().index_fill(0, torch.tensor([0]), 0.0).float().requires_grad_()
     x = torch.randn(12, 16).to(dtype)
     x[0] = torch.inf
-    for result in results(experts, x.requires_grad_(), gates, lambda: experts(x, gates, chosen, load)):
+    for result in results(experts, x.requires_grad_(), gates, lambda: experts(x, gates, chosen, load, 24)):
         assert result.isfinite().all()
 
 

@@ -17,7 +17,7 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 from moe.config import Config, apply
 from moe.layers import Mixture, rotary
 from moe.loss import sum_nats
-from moe.routing import TokenChoice
+from moe.routing import TokenChoice, losses_of
 from tests.moe.reference.agreement import (
     SIGMOID,
     TINY,
@@ -92,7 +92,7 @@ def test_capacity_is_that_of_switch_transformers(kind: str, act: str) -> None:
 
     assert kept.sum() < config.batch_size * config.seq_len
     assert torch.equal(routing.kept_E, kept.sum(dim=(0, 1)))
-    agree("balance loss", routing.losses.balance, balance)
+    agree("balance loss", losses_of([routing]).balance_L[0], balance)
 
 
 def test_capped_logits_under_a_chunked_cross_entropy_are_those_of_gemma2() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from moe.config import apply
 from moe.layers import Mixture
 from moe.noise import router_noise
 from moe.presets import PRESETS
-from moe.routing import TokenChoice, choose_experts, choose_tokens, hash_experts
+from moe.routing import TokenChoice, choose_experts, choose_tokens, hash_experts, losses_of
 
 NANO = PRESETS["nano"]
 
@@ -26,8 +26,10 @@ def test_softmax_takes_the_most_probable_experts() -> None:
     raw = _choose(logits, top_k=2, normalize_gates=False)
     torch.testing.assert_close(raw.gates_NK, probabilities.gather(1, raw.experts_NK))
     assert routing.load_E.tolist() == [1, 1, 2]
-    torch.testing.assert_close(routing.losses.z, torch.logsumexp(logits, dim=-1).square().mean())
-    torch.testing.assert_close(routing.losses.entropy, -(probabilities * probabilities.log()).sum(dim=-1).mean())
+    torch.testing.assert_close(losses_of([routing]).z_L[0], torch.logsumexp(logits, dim=-1).square().mean())
+    torch.testing.assert_close(
+        losses_of([routing]).entropy_L[0], -(probabilities * probabilities.log()).sum(dim=-1).mean()
+    )
 
 
 def test_sigmoid_scores_each_expert_alone() -> None:
@@ -41,20 +43,20 @@ def test_sigmoid_scores_each_expert_alone() -> None:
 def test_balance_loss_is_one_when_even_and_as_switch_defines_it() -> None:
     even = torch.eye(4, dtype=torch.float64) * 5
     one = torch.tensor(1.0, dtype=torch.float64)
-    torch.testing.assert_close(_choose(even, top_k=1).losses.balance, one)
-    torch.testing.assert_close(_choose(even, top_k=1, score="sigmoid").losses.balance, one)
+    torch.testing.assert_close(_balance(_choose(even, top_k=1)), one)
+    torch.testing.assert_close(_balance(_choose(even, top_k=1), "sigmoid"), one)
 
     collapsed = torch.tensor([[5.0, 0.0, 0.0, 0.0]] * 4, dtype=torch.float64)
     expected = 4 * 1.0 * collapsed[0].softmax(dim=-1)[0]  # all tokens (f = 1) on expert 0
-    torch.testing.assert_close(_choose(collapsed, top_k=1).losses.balance, expected)
+    torch.testing.assert_close(_balance(_choose(collapsed, top_k=1)), expected)
 
 
 def test_balance_loss_is_the_mean_over_routing_groups() -> None:
     logits = _logits(12, 4)
-    whole = _choose(logits, top_k=2, tokens_per_group=6).losses.balance
-    parts = [_choose(part, top_k=2).losses.balance for part in torch.split(logits, 6)]
+    whole = _balance(_choose(logits, top_k=2, tokens_per_group=6))
+    parts = [_balance(_choose(part, top_k=2)) for part in torch.split(logits, 6)]
     torch.testing.assert_close(whole, torch.stack(parts).mean())
-    assert abs(whole - _choose(logits, top_k=2).losses.balance) > 1e-3
+    assert abs(whole - _balance(_choose(logits, top_k=2))) > 1e-3
 
 
 def test_bias_moves_the_choice_and_leaves_the_gates_alone() -> None:
@@ -100,7 +102,7 @@ def test_capacity_serves_earlier_positions_first(factor: float) -> None:
     assert routing.load_E.tolist() == free.load_E.tolist()
     assert routing.slots == 2 * capacity
     torch.testing.assert_close(routing.gates_NK, free.gates_NK.masked_fill(expected == 4, 0.0))
-    assert routing.losses.balance == free.losses.balance
+    assert _balance(routing) == _balance(free)
 
 
 def test_expert_choice_gives_every_expert_its_best_tokens() -> None:
@@ -151,6 +153,10 @@ def test_noise_is_needed_only_while_training() -> None:
 
     mixture.eval()
     assert isinstance(mixture.route(x[0], tokens, torch.float32, None), TokenChoice)
+
+
+def _balance(routing: TokenChoice, score: Literal["softmax", "sigmoid"] = "softmax") -> Tensor:
+    return losses_of([routing], score).balance_L[0]
 
 
 def _logits(n_tokens: int, n_experts: int) -> Tensor:
