@@ -91,8 +91,6 @@ def constants(precision: Precision) -> dict[str, float]:
     one, two = counted(), counted(n_layers=2)
     one_twice, two_twice = counted(micro_batch_size=2), counted(n_layers=2, micro_batch_size=2)
     more_experts = counted(n_layers=2, num_experts=16).launches - counted(num_experts=16).launches
-    words = counted(vocab_size=1024).bytes_moved - one.bytes_moved
-    words_twice = counted(vocab_size=1024, micro_batch_size=2).bytes_moved - one_twice.bytes_moved
 
     layer = two.bytes_moved - one.bytes_moved
     sequence = two_twice.bytes_moved - one_twice.bytes_moved - layer
@@ -101,7 +99,6 @@ def constants(precision: Precision) -> dict[str, float]:
     return {
         "KEPT_PASSES": sequence / activation_bytes(base, precision),
         "WEIGHT_BYTES": (layer - sequence) / (account(deeper).parameters - account(base).parameters),
-        "LOGIT_BYTES": (words_twice - words) / (512 * base.seq_len),
         "MODEL_LAUNCHES": 2 * one.launches - two.launches,
         "LAYER_LAUNCHES": two.launches - one.launches - base.num_experts * expert_launches,
         "EXPERT_LAUNCHES": expert_launches,
