@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.config import Config
-from moe.fingerprint import CORPUS_SHA256, corpus_identity, pin, split_pin
+from moe.fingerprint import CORPUS_SHA256, pin, split_pin
 from moe.rundir import Split
 from moe.smollm import stream_documents
 from moe.texts import END, TEXTS, CorpusError, Document, hash_set, read_set
@@ -83,7 +83,6 @@ def _wikipedia() -> Corpus:
 
 
 def _smollm(config: Config) -> Corpus:
-    corpus_identity(config)  # says how many
     documents, digest = [], hashlib.sha256()
     for document in itertools.islice(stream_documents(), config.corpus_documents):
         documents.append(document)

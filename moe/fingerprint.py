@@ -79,11 +79,8 @@ def corpus_identity(config: Config) -> str:
     """What the text of `config` is, apart from how many documents of it.
 
     Raises:
-        CorpusError: it is not pinned, or streamed without an end.
+        CorpusError: it is not pinned.
     """
-    if config.corpus in STREAMED and config.corpus_documents is None:
-        raise CorpusError(f"corpus={config.corpus} is streamed; set corpus_documents to the number of documents to use")
-
     known = {**CORPUS_SHA256, **STREAMED}.get(config.corpus) or split_pin(config.corpus)[1]
     if not known:
         raise CorpusError(f"corpus={config.corpus} can change behind its name; pin() it before it is identified")

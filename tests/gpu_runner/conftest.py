@@ -29,7 +29,7 @@ from moe.fingerprint import code_hash
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent / "standin"
-WAIT_SECONDS = 25.0
+WAIT_SECONDS = 60.0
 
 SETTINGS = """
 [runner]

@@ -87,7 +87,7 @@ def test_all_science_knobs_are_probed_here() -> None:
         ({"routing": "hash"}, {"router_lr_scale": 2.0, "noisy_top_k": True}, {"router_lr_scale", "noisy_top_k"}),
         ({}, {"capacity_factor": 8.0}, {"capacity_factor"}),  # room for everybody
     ],
-    ids=str,
+    ids=lambda part: "+".join(sorted(part)) or "nano",
 )
 def test_dead_knobs_are_named(probed: Probe, base: dict[str, Any], treatment: dict[str, Any], dead: set[str]) -> None:
     acts = probed(apply(NANO, base), treatment)["acts"]
