@@ -22,7 +22,7 @@ from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
 from db.runners import list_runners
 from db.store import to_column
 from moe.config import Config, ConfigError, after_training, apply, apply_treatment, scientific
-from moe.fingerprint import code_hash, corpus_identity, fingerprint, pin
+from moe.fingerprint import code_hash, fingerprint, pin
 from moe.post.stages import as_trained, needs_post
 from moe.texts import CorpusError
 
@@ -200,7 +200,6 @@ def _pin_text(lab: Lab, experiment: Experiment) -> Experiment:
     baseline, _ = configs_of(experiment)
     try:
         pinned = pin(baseline, lab.data_folder)
-        corpus_identity(pinned)
     except CorpusError as error:
         raise RefusedError(f"experiment {experiment.id} has no text to train on: {error}") from None
 
