@@ -161,9 +161,9 @@ def _report(lab: Lab, seeds: int) -> Iterator[str]:
 Written by `docs/studies/knob_effects.py` on {date.today()} from the verdicts of a lab: {len(decided)} treatments
 against one baseline, each over {seeds} paired seeds of {base.budget_tokens:,} tokens, on {runner.hardware_class}.
 val_bpb is lower-is-better; the baseline's is {baseline:.4f}. The interval is the judge's: it holds at 95 % for one
-experiment, and nothing corrects for asking {len(decided)} questions, so about one in twenty of those that do nothing may
-be called something. FLOPs and parameters are the treatment's as a multiple of the baseline's: a gain that was bought
-with more compute is not the knob's alone.
+experiment, and nothing corrects for asking {len(decided)} questions: about one in twenty of those that do nothing
+may be called something. FLOPs and parameters are the treatment's as a multiple of the baseline's: a gain that was
+bought with more compute is not the knob's alone.
 
 | treatment | val_bpb | interval | verdict | FLOPs | parameters |
 |---|---|---|---|---|---|"""
