@@ -55,6 +55,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     made.close()
 
 
+@pytest.mark.timeout(400)  # three clients, two daemons and ten children, each of which starts torch
 def test_a_question_becomes_a_verdict_whoever_dies_on_the_way(lab: Lab) -> None:
     with connect(lab.folder, "legacy") as chat:
         [experiment] = chat.call("suggest", proposals=[IDEA])["experiments"]
@@ -81,7 +82,7 @@ def test_a_question_becomes_a_verdict_whoever_dies_on_the_way(lab: Lab) -> None:
         assert second["pid"] != first
         kill(until("the scoring of a checkpoint", lambda: process_of(lab, "moe.evaluate")))
         since = 0
-        deadline = time.monotonic() + 80
+        deadline = time.monotonic() + 240
         seen = another.call("status", experiment_id=key)
         while seen["experiment"]["status"] != "concluded":
             assert time.monotonic() < deadline, seen
@@ -135,8 +136,8 @@ def kill(pid: int) -> None:
 
 
 def until(what: str, look: Callable[[], _Found | None]) -> _Found:
-    """What `look` finds, within 30 s."""
-    deadline = time.monotonic() + 30
+    """What `look` finds, within a minute."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = look()
         if found is not None:
@@ -144,4 +145,4 @@ def until(what: str, look: Callable[[], _Found | None]) -> _Found:
 
         time.sleep(0.01)
 
-    raise AssertionError(f"{what} was not seen within 30 s")
+    raise AssertionError(f"{what} was not seen within 60 s")

@@ -114,7 +114,7 @@ def mind_of(lab: Lab) -> int:
 
 def until(is_so: Callable[[], bool]) -> None:
     """Waits for it, at most 20 s."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)
