@@ -11,7 +11,7 @@ from contextlib import suppress
 from db.clock import now
 from db.errors import RefusedError
 from db.lab import Lab
-from db.processes import is_locked, spawn_module
+from db.processes import is_locked, is_process, spawn_module
 from db.records import Runner
 from db.runners import list_runners
 
@@ -66,8 +66,12 @@ def target_runner(lab: Lab) -> Runner | None:
 
 
 def is_alive(lab: Lab, runner: Runner) -> bool:
-    """Whether a daemon drives this runner now: it holds the card's lock as long as it lives."""
-    return is_locked(lab.lock(f"runner-{runner.device_key}"))
+    """Whether a daemon drives this runner now: it holds the card's lock as long as it lives.
+
+    A child that a killed daemon had just forked holds the lock too, for the moment until it becomes another program; so
+    the process that wrote its number down must be there as well.
+    """
+    return is_locked(lab.lock(f"runner-{runner.device_key}")) and runner.pid is not None and is_process(runner.pid)
 
 
 def start_runner(lab: Lab, *, wait_seconds: float = 8.0) -> Runner:

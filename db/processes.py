@@ -76,6 +76,16 @@ def is_locked(path: Path) -> bool:
             return True
 
 
+def is_process(pid: int) -> bool:
+    """Whether a process of that number lives here; one that has ended and waits for its parent does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+
+    return state not in ("Z", "X")
+
+
 def spawn_module(
     module: str,
     arguments: Sequence[str],

@@ -17,6 +17,7 @@ import pytest
 from agents.hands import stop_runners
 from db.experiments import latest_verdict, list_insights
 from db.lab import Lab
+from db.processes import is_process
 from db.runners import list_runners
 from tests.server.conftest import RawServer, connect
 
@@ -133,6 +134,7 @@ def process_of(lab: Lab, module: str) -> int | None:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+    until("its end", lambda: None if is_process(pid) else True)
 
 
 def until(what: str, look: Callable[[], _Found | None]) -> _Found:
