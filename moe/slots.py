@@ -33,6 +33,15 @@ Medians of `python -m benchmarks.moe_layer --table --threads 1` on an AMD EPYC w
 for the sake of memory.
 """
 
+MOST_PADDING_THREADS: Mapping[torch.dtype, tuple[tuple[int, float], ...]] = MappingProxyType(
+    {
+        torch.float32: ((1_000_000, 1.8), (1_000_000_000, 1.2)),
+        torch.bfloat16: ((10_000_000, 1.8), (200_000_000, 1.2), (1_000_000_000, 1.05)),
+    }
+)
+"""The same on a CPU with several threads, which wait for each other at the end of every product: fewer, larger ones pay
+more often. Read off `python -m benchmarks.moe_layer --kind mlp`, two threads, a machine of its own (2026-11-23)."""
+
 ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", torch.bfloat16): 16})
 """In the loop an expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
 
@@ -52,7 +61,14 @@ class Slots(NamedTuple):
 
 
 def choose(
-    loads: Sequence[int] | None, *, assignments: int, d_model: int, d_expert: int, dtype: torch.dtype, device: str
+    loads: Sequence[int] | None,
+    *,
+    assignments: int,
+    d_model: int,
+    d_expert: int,
+    dtype: torch.dtype,
+    device: str,
+    threads: int = 1,
 ) -> Literal["loop", "padded"]:
     """The faster layout for experts with these loads; `loads` is None where reading them would cost a sync."""
     if loads is None:
@@ -61,6 +77,9 @@ def choose(
     padding = len(loads) * max(loads) / assignments
     work = assignments * d_model * d_expert // len(loads)
     steps = MOST_PADDING.get((device, dtype), OTHER_PADDING)
+    if device == "cpu" and threads > 1:
+        steps = MOST_PADDING_THREADS.get(dtype, OTHER_PADDING)
+
     return "padded" if any(work <= most_work and padding <= most for most_work, most in steps) else "loop"
 
 
@@ -89,6 +108,7 @@ def arrange(
             d_expert=d_expert,
             dtype=dtype,
             device=device.type,
+            threads=torch.get_num_threads(),
         )
 
     if path == "padded":

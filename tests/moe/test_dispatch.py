@@ -182,6 +182,16 @@ def test_padding_is_chosen_for_little_work_and_even_loads_only() -> None:
     assert path([64] * 8, 64_000) == "loop"
     assert path([505, *[1] * 7], 64) == "loop"
     assert choose(None, assignments=512, d_model=64, d_expert=64_000, dtype=torch.float16, device="cuda") == "padded"
+    large: dict[str, Any] = {
+        "assignments": 4096,
+        "d_model": 384,
+        "d_expert": 1536,
+        "dtype": torch.float32,
+        "device": "cpu",
+    }
+    even = [512] * 8
+    assert [choose(even, **large, threads=threads) for threads in (1, 2)] == ["loop", "padded"]
+    assert choose([1024, *even[1:]], **large, threads=2) == "loop"  # one expert has twice the load
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
