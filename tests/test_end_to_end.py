@@ -78,6 +78,7 @@ def test_a_question_becomes_a_verdict_whoever_dies_on_the_way(lab: Lab) -> None:
     watcher.kill()
 
     with connect(lab.folder, "2026-07-28") as chat, connect(lab.folder, "legacy") as another:
+        until("the first daemon's end", lambda: None if is_process(first) else True)
         second = chat.call("run")["runners"][0]
         assert second["alive"]
         assert second["pid"] != first
@@ -134,7 +135,6 @@ def process_of(lab: Lab, module: str) -> int | None:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    until("its end", lambda: None if is_process(pid) else True)
 
 
 def until(what: str, look: Callable[[], _Found | None]) -> _Found:
