@@ -120,10 +120,10 @@ def removed(model: MoE, part: Part) -> Iterator[None]:
     attention, feed_forward = block.attention, block.feed_forward
     try:
         if part.kind in ("attention", "layer"):
-            block.attention = Nothing()  # type: ignore[assignment]
+            block.attention = Nothing()  # type: ignore[assignment]  # stands in for it
 
         if part.kind in ("feed_forward", "layer"):
-            block.feed_forward = Nothing()  # type: ignore[assignment]
+            block.feed_forward = Nothing()  # type: ignore[assignment]  # likewise
         elif part.kind in ("expert", "shared"):
             assert isinstance(feed_forward, Mixture)
             kept = [expert for expert in range(feed_forward.config.num_experts) if expert != part.expert]

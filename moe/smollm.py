@@ -31,7 +31,7 @@ def stream_documents() -> Iterator[Document]:
         CorpusError: `datasets` is not installed, or the hub cannot be reached.
     """
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # an extra, and a second to load: only where it is asked for
     except ModuleNotFoundError:
         raise CorpusError(f"corpus=smollm needs the library datasets; {INSTALL}") from None
 
