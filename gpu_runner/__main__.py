@@ -91,7 +91,7 @@ def _step(daemon: Daemon, at: Instant) -> bool:
         _LOG.warning("%s", error)
         return False
     except Exception:
-        if not daemon.held:
+        if not daemon.attempts.held:
             raise
 
         _LOG.exception("a step failed; the child trains on, and the step is tried again")
@@ -101,7 +101,7 @@ def _step(daemon: Daemon, at: Instant) -> bool:
 def _stop(daemon: Daemon) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     daemon.begin_stop(now())
-    while daemon.held and time.monotonic() < deadline:
+    while daemon.attempts.held and time.monotonic() < deadline:
         _step(daemon, now())
         time.sleep(0.02)
 

@@ -226,7 +226,8 @@ class Bench:
                     os.killpg(int((directory / "shim.lock").read_text()), signal.SIGKILL)
 
         for stepped in self.stepped:
-            processes = [*stepped.former, stepped.mind.process, *(held.child.process for held in stepped.held.values())]
+            children = [held.child.process for held in stepped.attempts.held.values()]
+            processes = [*stepped.attempts.former, stepped.mind.process, *children]
             for process in processes:
                 if process is not None:
                     process.wait()

@@ -104,11 +104,11 @@ def test_place_on_the_card_is_taken_as_long_as_its_child_lives(bench: Bench) -> 
     daemon, other = bench.daemon(), bench.daemon("cpu-b")
     daemon.step(now())
     assert bench.statuses(key) == ["live"]
-    other.stopping = True  # it only adopts
+    other.attempts.stopping = True  # it only adopts
     other.step(_later(2.0))
     next_key = bench.enqueue()
     daemon.step(_later(2.0))
-    assert (list(daemon.held), len(other.held)) == ([], 1)
+    assert (list(daemon.attempts.held), len(other.attempts.held)) == ([], 1)
     assert bench.run(next_key).status == "queued"
 
     bench.go()
@@ -123,7 +123,7 @@ def test_daemon_that_was_suspended_right_after_claiming_starts_nothing(bench: Be
     suspended, other = bench.daemon(), bench.daemon("cpu-b")
     claim = claim_run(bench.store, suspended.runner, now(), lease_seconds=1.0)
     assert claim is not None
-    other.stopping = True
+    other.attempts.stopping = True
     other.step(_later(2.0))
     assert bench.statuses(key) == ["cancelled"]
 
@@ -151,7 +151,7 @@ def test_attempt_of_an_earlier_boot(bench: Bench, has_result: bool) -> None:
         (directory / "exit.json").write_text('{"step": "evaluate", "exit_code": 0, "terminated": false}')
         (directory / "score.json").write_text('{"val_bpb": 1.5}')
 
-    daemon.stopping = True
+    daemon.attempts.stopping = True
     daemon.step(now())
     run = bench.run(key)
     assert (run.status, run.error) == (("completed", None) if has_result else ("queued", "its runner was stopped"))

@@ -1,0 +1,80 @@
+"""Starting a run that was claimed: what its process is asked to do, and the reasons for which it cannot be done."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from db.clock import Instant
+from db.lab import Lab
+from db.processes import FileLock
+from db.queries import completed_directory
+from db.queue import Claim, ingest
+from db.records import READS_CHECKPOINT, Run
+from gpu_runner.card import Card
+from gpu_runner.child import Child, child_environment
+from gpu_runner.resume import find_earlier
+from moe.fingerprint import code_hash
+
+_LOG = logging.getLogger(__name__)
+
+_STALE = "moe/ has changed since this run was queued, so it would not be the run that was asked for; enqueue it again"
+
+_NO_CHECKPOINT = "the checkpoint of run {run_id} is gone from {directory}; put it back from a backup and enqueue again"
+
+
+def find_problem(lab: Lab, run: Run) -> str | None:
+    """Why a claimed run cannot be done here, in words for its row; None when it can."""
+    if run.code != code_hash():
+        return _STALE
+
+    checkpoint = _checkpoint_for(lab, run)
+    if checkpoint is not None and not (checkpoint / "checkpoint.pt").exists():
+        return _NO_CHECKPOINT.format(run_id=run.needs_run_id, directory=checkpoint)
+
+    return None
+
+
+def start_child(lab: Lab, card: Card, claim: Claim, slot: FileLock, now: Instant) -> Child:
+    """Starts the processes of a claimed run, from its last checkpoint where an earlier attempt left one.
+
+    Raises:
+        FencedError: the attempt was taken over meanwhile; nothing was started.
+        FileExistsError: its folder is left from another life of the lab; another attempt has another folder.
+        OSError: the processes could not be started.
+    """
+    attempt, run = claim.attempt, claim.run
+    earlier = find_earlier(lab.runs_folder, run.id, attempt.token)
+    checkpoint = _checkpoint_for(lab, run)
+    request: dict[str, Any] = {
+        "kind": run.kind,
+        "config": run.config,
+        "baseline": run.baseline,
+        "seed": run.seed,
+        "device": card.device,
+        "threads": card.threads,
+        "data_dir": str(lab.data_folder),
+        "split": "val",
+        "resume": None if earlier is None else str(earlier),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
+    lease = lab.settings.runner.lease_seconds
+    child = Child.start(
+        lab.runs_folder / attempt.directory,
+        request,
+        slot=slot,
+        confirm=lambda: ingest(lab.store, attempt, [], 0, now, lease_seconds=lease),
+        environment=child_environment(card),
+    )
+    how = "" if earlier is None else f", from the checkpoint of {earlier.name}"
+    _LOG.info("run %d (%s, seed %d) started as attempt %d%s", run.id, run.kind, run.seed, attempt.id, how)
+    return child
+
+
+def _checkpoint_for(lab: Lab, run: Run) -> Path | None:
+    """The directory of the run whose checkpoint this one reads."""
+    if run.kind not in READS_CHECKPOINT or run.needs_run_id is None:
+        return None
+
+    return lab.runs_folder / (completed_directory(lab.store, run.needs_run_id) or str(run.needs_run_id))
