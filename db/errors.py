@@ -26,5 +26,9 @@ class LabUnusableError(LabError):
     """The lab's folder or database cannot be read or written: missing rights, full disk, damaged or newer file."""
 
 
+class NewerLabError(LabUnusableError):
+    """The database was written by a newer Blueberry than this one. Raised by db.store."""
+
+
 class FencedError(Exception):
     """A write by a runner that no longer holds the attempt. Raised by db.queue; the runner lets go of the attempt."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from db.errors import LabUnusableError
 from db.settings import OpenRouter, Settings, load_openrouter, load_settings
@@ -38,6 +40,18 @@ class Lab:
 
         self.settings: Settings = load_settings(self.folder)
         self._local = threading.local()
+
+    def reload(self) -> list[str]:
+        """Reads the configuration anew; returns what has changed, such as "runner.max_failures 2 -> 3".
+
+        Raises:
+            SettingsError: it cannot be used; the former one stays.
+        """
+        settings = load_settings(self.folder)
+        before, after = _flat(self.settings.model_dump()), _flat(settings.model_dump())
+        self.settings = settings
+        names = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
+        return [f"{name} {before.get(name)} -> {after.get(name)}" for name in names]
 
     @property
     def store(self) -> Store:
@@ -82,6 +96,14 @@ class Lab:
     def lock(self, name: str) -> Path:
         """The lock file of that name."""
         return lock_file(self.folder, name)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+
+    return flat
 
 
 def lock_file(folder: Path, name: str) -> Path:

@@ -21,6 +21,16 @@ def m001_lab(db: Database) -> None:
     _run(db, _VIEWS)
 
 
+@MIGRATIONS()
+def m002_runner_mode(db: Database) -> None:
+    """Whether a runner may claim: open, paused (claims nothing), draining (and ends when nothing trains any more)."""
+    _run(
+        db,
+        "ALTER TABLE runners ADD COLUMN mode TEXT NOT NULL DEFAULT 'open' "
+        "CHECK (mode IN ('open', 'paused', 'draining'))",
+    )
+
+
 _TABLES = """
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -86,6 +87,24 @@ def is_process(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
+def list_children() -> list[int]:
+    """The child processes that this process has, the ended ones too; after an exec, those of the program before."""
+    try:
+        text = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+    except OSError:
+        return []
+
+    return [int(pid) for pid in text.split()]
+
+
+def has_ended(child: int) -> bool:
+    """Whether a child process has ended, which is then no zombie any more; only for what no Popen object stands for."""
+    try:
+        return os.waitpid(child, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
+
+
 def spawn_module(
     module: str,
     arguments: Sequence[str],
@@ -151,15 +170,18 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[list[int]]:
-    """Within it, SIGTERM and SIGINT append their number to the list instead of killing."""
+def catch_signals(*numbers: int) -> Iterator[list[int]]:
+    """Within it, these signals append their number to the list instead of what they do by default."""
     received: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda got, _frame: received.append(got))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {number: signal.signal(number, lambda got, _frame: received.append(got)) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def hold_signals(*numbers: int) -> None:
+    """From now on these signals wait, also through exec, until catch_signals() listens to them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

@@ -29,6 +29,7 @@ Reviewer = Literal["llm", "assistant", "rubric"]
 Decision = Literal["approve", "refine", "rewrite", "reject"]
 Direction = Literal["lower", "higher"]
 Word = Literal["improved", "improved but not causal", "worse", "equivalent", "no evidence yet", "invalid"]
+RunnerMode = Literal["open", "paused", "draining"]
 Value = bool | int | float | str | None
 
 READS_CHECKPOINT: frozenset[RunKind] = frozenset({"post", "ablate"})
@@ -130,6 +131,7 @@ class Runner(Record):
     pid: int | None
     boot_id: str | None
     message: str | None
+    mode: RunnerMode
     started_at: str
     heartbeat_at: str
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from db.clock import utc_now
-from db.records import Runner
+from db.records import Runner, RunnerMode
 from db.store import Store
 
 
@@ -67,6 +67,11 @@ def stop_runner(store: Store, runner_id: int, message: str) -> None:
         "UPDATE runners SET status = 'stopped', pid = NULL, message = ?, heartbeat_at = ? WHERE id = ?",
         (message, utc_now(), runner_id),
     )
+
+
+def set_mode(store: Store, runner_id: int, mode: RunnerMode) -> None:
+    """Lets a runner claim, or not; its daemon heeds it at the next claim, and so does the next daemon."""
+    store.execute("UPDATE runners SET mode = ? WHERE id = ?", (mode, runner_id))
 
 
 def add_gpu_sample(

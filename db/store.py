@@ -20,7 +20,7 @@ from urllib.parse import quote
 from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite3 where installed
 
-from db.errors import LabUnusableError
+from db.errors import LabUnusableError, NewerLabError
 from db.migrations import MIGRATIONS
 from db.processes import FileLock
 
@@ -121,13 +121,13 @@ class Store:
         """The migrations that the file lacks.
 
         Raises:
-            LabUnusableError: it has some that this Blueberry does not know.
+            NewerLabError: it has some that this Blueberry does not know.
         """
         applied = (
             {row["name"] for row in self.rows("SELECT name FROM _sqlite_migrations")} if self._is_migrated() else set()
         )
         if unknown := sorted(applied - _known_migrations()):
-            raise LabUnusableError(
+            raise NewerLabError(
                 f"{self.path} was written by a newer Blueberry ({', '.join(unknown)}); update this installation"
             )
 

@@ -65,11 +65,10 @@ class Attempts:
     attempts were lost one after the other.
     """
 
-    def __init__(self, lab: Lab, runner: Runner, settings: RunnerSettings) -> None:
+    def __init__(self, lab: Lab, runner: Runner) -> None:
         self.lab = lab
         self.store = lab.store
         self.runner = runner
-        self.settings = settings
         self.held: dict[int, Held] = {}
         self.former: list[subprocess.Popen[bytes]] = []
         self.stopping = False
@@ -105,7 +104,7 @@ class Attempts:
 
             try:
                 adopted = adopt_attempt(
-                    self.store, attempt, self.runner, now, lease_seconds=self.settings.lease_seconds
+                    self.store, attempt, self.runner, now, lease_seconds=self._settings.lease_seconds
                 )
             except FencedError:
                 continue
@@ -140,7 +139,7 @@ class Attempts:
 
         alive = held.child.is_alive()  # before reading: what a dead process wrote is all there
         new = read_new_lines(held.child.directory / "metrics.jsonl", held.offset)
-        lease_due = now.seconds - held.renewed_at >= self.settings.lease_seconds / 3
+        lease_due = now.seconds - held.renewed_at >= self._settings.lease_seconds / 3
         if new.more or lease_due:
             cancel = self._ingest(held, new, now)
         else:
@@ -166,7 +165,7 @@ class Attempts:
     def _ingest(self, held: Held, new: NewLines, now: Instant) -> bool:
         with self.store.transaction():
             cancel = ingest(
-                self.store, held.attempt, new.points, new.offset, now, lease_seconds=self.settings.lease_seconds
+                self.store, held.attempt, new.points, new.offset, now, lease_seconds=self._settings.lease_seconds
             )
             if new.garbage and not held.garbage:
                 message = f"run {held.attempt.run_id}: metrics.jsonl has lines that are not points; they are skipped"
@@ -188,13 +187,13 @@ class Attempts:
             outcome = Outcome(status="cancelled")
 
         if isinstance(outcome, Outcome):
-            run = finish_attempt(self.store, held.attempt, outcome, max_failures=self.settings.max_failures)
+            run = finish_attempt(self.store, held.attempt, outcome, max_failures=self._settings.max_failures)
             self._losses = 0
         elif self.stopping:
             run = put_back(self.store, held.attempt, "its runner was stopped")
         else:
             reason = "the machine was restarted" if held.rebooted else outcome.reason
-            run = lose_attempt(self.store, held.attempt, reason, max_lost=self.settings.max_lost)
+            run = lose_attempt(self.store, held.attempt, reason, max_lost=self._settings.max_lost)
             self._losses += 1
             self.quiet_until = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 
@@ -210,6 +209,10 @@ class Attempts:
             self.former.append(held.child.process)
 
         self.ended = True
+
+    @property
+    def _settings(self) -> RunnerSettings:
+        return self.lab.settings.runner
 
     @contextmanager
     def _letting_go(self, held: Held) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Which device trains here: an NVIDIA card where there is one that torch can use, otherwise the CPU, saying so.
+"""Which devices train here: the NVIDIA cards where there are any that torch can use, otherwise the CPU, saying so.
 
 torch is never imported, only its version looked up: registering must take about a second.
 """
@@ -66,8 +66,8 @@ class Card:
         }
 
 
-def detect_card(settings: RunnerSettings, nvml: Nvml) -> Card:
-    """The device to train on.
+def detect_cards(settings: RunnerSettings, nvml: Nvml) -> list[Card]:
+    """The devices to train on: all NVIDIA cards that CUDA_VISIBLE_DEVICES shows, or the CPU. Never none.
 
     Raises:
         LabError: torch is not installed, or runner.device is cuda and no card can be used.
@@ -79,12 +79,12 @@ def detect_card(settings: RunnerSettings, nvml: Nvml) -> Card:
 
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // SHARE)
     if settings.device == "cpu":
-        return _cpu(torch, threads, "runner.device is cpu in the configuration")
+        return [_cpu(torch, threads, "runner.device is cpu in the configuration")]
 
     try:
-        gpu = _choose(nvml.gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        gpus = _visible(nvml.gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
         if torch.endswith("+cpu"):
-            raise NvmlError(f"{gpu.name} is there, but this torch {torch} is built without CUDA")
+            raise NvmlError(f"{gpus[0].name} is there, but this torch {torch} is built without CUDA")
     except NvmlError as error:
         if settings.device == "cuda":
             raise LabError(
@@ -92,36 +92,49 @@ def detect_card(settings: RunnerSettings, nvml: Nvml) -> Card:
                 "check nvidia-smi, or set device = 'auto' under [runner] in blueberry.toml"
             ) from None
 
-        return _cpu(torch, threads, f"no NVIDIA card found ({error})")
+        return [_cpu(torch, threads, f"no NVIDIA card found ({error})")]
 
-    return Card(
-        device="cuda",
-        name=gpu.name,
-        key=gpu.uuid,
-        torch=_public(torch),
-        memory_bytes=gpu.memory_bytes,
-        threads=threads,
-        message=f"training on {gpu.name} ({gpu.memory_bytes / 2**30:.1f} GiB)",
-    )
+    return [
+        Card(
+            device="cuda",
+            name=gpu.name,
+            key=gpu.uuid,
+            torch=_public(torch),
+            memory_bytes=gpu.memory_bytes,
+            threads=settings.threads or max(1, threads // len(gpus)),  # each card's process gets its part of the cores
+            message=f"training on {gpu.name} ({gpu.memory_bytes / 2**30:.1f} GiB)",
+        )
+        for gpu in gpus
+    ]
 
 
-def _choose(gpus: Sequence[Gpu], visible: str | None) -> Gpu:
-    """The first card that CUDA_VISIBLE_DEVICES allows, by number or UUID."""
+def _visible(gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
+    """The cards that CUDA_VISIBLE_DEVICES shows, by number or UUID; like CUDA it reads up to the first unknown one."""
     if not gpus:
         raise NvmlError("NVML lists no card")
 
     if visible is None:
-        return gpus[0]
+        return list(gpus)
 
-    wanted = visible.split(",")[0].strip()
-    if wanted.isdecimal() and int(wanted) < len(gpus):
-        return gpus[int(wanted)]
+    chosen: list[Gpu] = []
+    for wanted in visible.split(","):
+        gpu = _find(gpus, wanted.strip())
+        if gpu is None or gpu in chosen:
+            break
 
-    for gpu in gpus:
-        if wanted.startswith("GPU-") and gpu.uuid.startswith(wanted):
-            return gpu
+        chosen.append(gpu)
 
-    raise NvmlError(f"CUDA_VISIBLE_DEVICES={visible!r} hides all of them")
+    if not chosen:
+        raise NvmlError(f"CUDA_VISIBLE_DEVICES={visible!r} hides all of them")
+
+    return chosen
+
+
+def _find(gpus: Sequence[Gpu], wanted: str) -> Gpu | None:
+    if wanted.isdecimal():
+        return gpus[int(wanted)] if int(wanted) < len(gpus) else None
+
+    return next((gpu for gpu in gpus if wanted.startswith("GPU-") and gpu.uuid.startswith(wanted)), None)
 
 
 def _cpu(torch: str, threads: int, reason: str) -> Card:

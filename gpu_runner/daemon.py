@@ -20,7 +20,8 @@ from db.experiments import experiments_to_judge
 from db.lab import Lab
 from db.processes import FileLock
 from db.queue import Claim, Outcome, claim_run, count_queued, finish_attempt, lose_attempt, put_back
-from db.runners import beat_runner, register_runner, start_runner, stop_runner
+from db.records import RunnerMode
+from db.runners import beat_runner, get_runner, register_runner, set_mode, start_runner, stop_runner
 from gpu_runner.attempts import Attempts
 from gpu_runner.card import Card
 from gpu_runner.mind import MindWaker
@@ -40,14 +41,14 @@ class Daemon:
         self.lab = lab
         self.card = card
         self.store = lab.store
-        self.settings = lab.settings.runner
         self.runner = register_runner(self.store, card.columns())
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
-        self.attempts = Attempts(lab, self.runner, self.settings)
+        self.attempts = Attempts(lab, self.runner)
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
         drop_ended(self.store, lab.runs_folder)
         self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
+        self._mode: RunnerMode = "open"
         self._claimable = True
         self._claim_after = at.seconds
         self._beat_after = at.seconds
@@ -57,6 +58,7 @@ class Daemon:
 
         Raises:
             LabUnusableError, OSError: the lab cannot be used at the moment; the next step goes on where this one was.
+            NewerLabError: nor will it ever be, by this program.
         """
         version = self.store.data_version()
         changed = version != self._version
@@ -73,26 +75,38 @@ class Daemon:
         if (changed or self._claimable) and self._may_claim(now):
             self._claim(now)
 
-        self._sampler.step(now, self.settings.sample_seconds, next(iter(self.attempts.held), None))
+        self._sampler.step(now, self.lab.settings.runner.sample_seconds, next(iter(self.attempts.held), None))
         self.mind.step()
+        if changed:
+            self._mode = get_runner(self.store, self.runner.id).mode
+
         self._version = version
 
     def begin_stop(self, now: Instant) -> None:
         """Ends the children and claims no more; the steps that follow put the runs back into the queue."""
         self.attempts.end_all(now)
 
+    def is_drained(self) -> bool:
+        """Whether the daemon was asked to end when nothing trains any more, and nothing does."""
+        return not self.attempts.held and self._mode == "draining"
+
     def close(self, message: str) -> None:
-        """Notes that this daemon has gone."""
-        stop_runner(self.store, self.runner.id, message)
+        """Notes that this daemon has gone. Once drained, the next one may claim again."""
+        with self.store.transaction():
+            stop_runner(self.store, self.runner.id, message)
+            if self.is_drained():
+                set_mode(self.store, self.runner.id, "open")
 
     def _beat(self, now: Instant) -> None:
         if not self.store.path.exists():  # SQLite goes on writing to a file that was deleted
             raise LabUnusableError(f"{self.store.path} is gone")
 
+        self.store.pending()  # raises if a newer Blueberry has changed the lab meanwhile
+
         beat_runner(self.store, self.runner.id)
         self.attempts.reap()
         self._claimable = True  # a place on the card may have become free without a word in the database
-        self._beat_after = now.seconds + self.settings.lease_seconds / 3
+        self._beat_after = now.seconds + self.lab.settings.runner.lease_seconds / 3
 
     def _may_claim(self, now: Instant) -> bool:
         return not self.attempts.stopping and now.seconds >= max(self._claim_after, self.attempts.quiet_until)
@@ -103,11 +117,16 @@ class Daemon:
             return
 
         with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:
-            if slot.acquire():
-                claim = claim_run(self.store, self.runner, now, lease_seconds=self.settings.lease_seconds)
-                if claim is not None:
-                    self._start(claim, slot, now)
-                    self._claimable = True
+            if slot.acquire() and (claim := self._win(now)) is not None:
+                self._start(claim, slot, now)
+                self._claimable = True
+
+    def _win(self, now: Instant) -> Claim | None:
+        with self.store.transaction():  # so that nothing is claimed after whoever paused the runner was told that it is
+            if get_runner(self.store, self.runner.id).mode != "open":
+                return None
+
+            return claim_run(self.store, self.runner, now, lease_seconds=self.lab.settings.runner.lease_seconds)
 
     def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
         if (problem := find_problem(self.lab, claim.run)) is not None:
@@ -120,7 +139,7 @@ class Daemon:
         except FencedError:
             return
         except FileExistsError as error:  # the next attempt has another token, and so another folder
-            lose_attempt(self.store, claim.attempt, str(error), max_lost=self.settings.max_lost)
+            lose_attempt(self.store, claim.attempt, str(error), max_lost=self.lab.settings.runner.max_lost)
             return
         except OSError as error:
             put_back(self.store, claim.attempt, f"its processes could not be started: {error}")

@@ -113,7 +113,10 @@ def test_refusals_name_the_place(filled: Filled, tmp_path: Path) -> None:
 
 def test_a_database_of_a_newer_blueberry_is_copied_as_it_is(filled: Filled) -> None:
     filled.store.execute(
-        "INSERT INTO _sqlite_migrations SELECT 99, migration_set, 'm999_future', applied_at FROM _sqlite_migrations"
+        """
+        INSERT INTO _sqlite_migrations
+        SELECT max(id) + 1, migration_set, 'm999_future', applied_at FROM _sqlite_migrations
+        """
     )
     copy = Store(back_up(filled.lab.folder).path, read_only=True)
     assert copy.value("SELECT count(*) FROM _sqlite_migrations WHERE name = 'm999_future'") == 1

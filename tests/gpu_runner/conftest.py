@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from db.processes import is_locked
 from db.queue import add_run, get_run
 from db.records import Arm, Attempt, Run
 from db.runners import register_runner
-from gpu_runner.card import Card, detect_card
+from gpu_runner.card import Card, detect_cards
 from gpu_runner.daemon import Daemon
 from gpu_runner.nvml import Nvml
 from moe.fingerprint import code_hash
@@ -48,13 +49,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from db.lab import Lab
-from gpu_runner.__main__ import drive
-from gpu_runner.card import detect_card
+from gpu_runner.card import detect_cards
+from gpu_runner.drive import drive
 from gpu_runner.nvml import Nvml
 import logging
 logging.basicConfig(level=logging.INFO)
 lab, nvml = Lab(Path(sys.argv[1])), Nvml()
-sys.exit(drive(lab, replace(detect_card(lab.settings.runner, nvml), key=sys.argv[2]), nvml))
+drive(lab, [replace(detect_cards(lab.settings.runner, nvml)[0], key=sys.argv[2])], nvml)
 """
 """A daemon of a second card with the same hardware class, as on a machine with two of them."""
 
@@ -105,7 +106,7 @@ class Bench:
     def enqueue(self, act: str = "train", *, arm: Arm = "treatment", **values: Any) -> int:
         """Queues a run whose child does as `act` says; returns its id."""
         if not self.hardware_class:
-            card = detect_card(self.lab.settings.runner, Nvml())
+            card = detect_cards(self.lab.settings.runner, Nvml())[0]
             self.hardware_class = register_runner(self.store, card.columns()).hardware_class
 
         if not self.experiment_id:
@@ -245,3 +246,32 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("PYTHONPATH", str(STANDIN))
     yield bench
     bench.close()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the fake library, and two builds of torch as far as their metadata go."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("gcc is missing, which compiles the fake NVML")
+
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).with_name("fake_nvml.c")
+    output = folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(output), str(source)], check=True)
+    for build in ("cu126", "cpu"):
+        metadata = folder / build / "torch-2.13.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+{build}\n")
+
+    return folder
+
+
+def fake_card(library: Path, state: Path, torch: str = "cu126") -> dict[str, str]:
+    """The environment in which that library is found, and tells what the file `state` says."""
+    paths = [library / torch, STANDIN, ROOT]
+    return {
+        "LD_LIBRARY_PATH": str(library),
+        "FAKE_NVML": str(state),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+    }

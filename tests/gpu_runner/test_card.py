@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.gpu_runner.conftest import fake_card
 
 if TYPE_CHECKING:
     from tests.gpu_runner.conftest import Bench
@@ -24,12 +25,12 @@ import json, sys, time
 from dataclasses import asdict
 from db.errors import LabError
 from db.settings import Runner
-from gpu_runner.card import detect_card
+from gpu_runner.card import detect_cards
 from gpu_runner.nvml import Nvml, NvmlError
 nvml = Nvml(timeout=0.3)
 said = {}
 try:
-    card = detect_card(Runner(device=sys.argv[1], threads=2), nvml)
+    card = detect_cards(Runner(device=sys.argv[1], threads=2), nvml)[0]
     said |= asdict(card) | {"class": card.hardware_class}
 except LabError as error:
     said["error"] = str(error)
@@ -45,25 +46,6 @@ print(json.dumps(said))
 Look = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the fake library, and two builds of torch as far as their metadata go."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("gcc is missing, which compiles the fake NVML")
-
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("fake_nvml.c")
-    output = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(output), str(source)], check=True)
-    for build in ("cu126", "cpu"):
-        metadata = folder / build / "torch-2.13.0.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+{build}\n")
-
-    return folder
-
-
 @pytest.fixture
 def look(library: Path, tmp_path: Path) -> Look:
     """Looks for a card in a fresh process, the fake card being in a given state."""
@@ -72,7 +54,7 @@ def look(library: Path, tmp_path: Path) -> Look:
         (tmp_path / "state").write_text("".join(f"{name} {value}\n" for name, value in state.items()))
         variables = dict(variables or {})
         torch = variables.pop("TORCH", "cu126")
-        environment = os.environ | _variables(library, tmp_path / "state", torch) | variables
+        environment = os.environ | fake_card(library, tmp_path / "state", torch) | variables
         done = subprocess.run(
             [sys.executable, "-c", LOOK, device],
             env=environment,
@@ -168,7 +150,7 @@ def test_daemon_samples_its_card_and_trains_on_when_it_is_lost(bench: Bench, lib
     settings.write_text(settings.read_text().replace('"cpu"', '"cuda"') + "sample_seconds = 0.02\n")
     bench.hardware_class = "Tesla T4 fp16 torch 2.13.0"
     key = bench.enqueue("wait")
-    bench.start(variables=_variables(library, state))
+    bench.start(variables=fake_card(library, state))
     bench.until(lambda: bench.store.value("SELECT max(attempt_id) FROM gpu_samples"), "a sample of the attempt")
     assert bench.store.value("SELECT utilization_percent FROM gpu_samples LIMIT 1") == 50.0
 
@@ -194,12 +176,3 @@ def test_registering_is_quick_and_imports_no_torch(bench: Bench) -> None:
     assert " torch\n" not in done.stderr
     row = bench.store.row("SELECT device, device_key, status, threads FROM runners")
     assert row == {"device": "cpu", "device_key": "cpu", "status": "registered", "threads": 1}
-
-
-def _variables(library: Path, state: Path, torch: str = "cu126") -> dict[str, str]:
-    paths = [library / torch, Path(__file__).parent / "standin", ROOT]
-    return {
-        "LD_LIBRARY_PATH": str(library),
-        "FAKE_NVML": str(state),
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-    }
