@@ -194,5 +194,10 @@ def _hashed(config: Config, layer: int, kept: Sequence[int]) -> Tensor:
     return renumbered_VE[renumbered_VE >= 0].view(len(order_VE), len(kept))
 
 
+def main(arguments: list[str]) -> int:
+    """Returns the exit code of `python -m moe.ablate`."""
+    return run_in(ablate, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_in(ablate, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

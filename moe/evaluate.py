@@ -212,5 +212,10 @@ def _over_layers(name: str, layers: list[LayerReport]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
+def main(arguments: list[str]) -> int:
+    """Returns the exit code of `python -m moe.evaluate`."""
+    return run_in(evaluate, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_in(evaluate, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -76,5 +76,10 @@ def isolate(name: str, config: Config, baseline: Config) -> tuple[Config, Config
         return baseline, config
 
 
+def main(arguments: list[str]) -> int:
+    """Returns the exit code of `python -m moe.probe`."""
+    return run_in(probe, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_in(probe, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

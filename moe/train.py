@@ -313,6 +313,11 @@ def _cut(tokens_BT: Tensor, pieces: int) -> Tensor:
     return tokens_BT.reshape(len(tokens_BT) * pieces, -1)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Returns the exit code of `python -m moe.train`."""
     keep_freed_memory()
-    sys.exit(run_in(train, sys.argv[1:]))
+    return run_in(train, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -70,5 +70,10 @@ def post(directory: Path) -> None:
     )
 
 
+def main(arguments: list[str]) -> int:
+    """Returns the exit code of `python -m moe.post`."""
+    return run_in(post, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_in(post, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moe.config import Config
@@ -134,6 +133,8 @@ def _most_alike(logits_EE: Tensor) -> tuple[int, int]:
 
 def _match(stacks: dict[str, Tensor], first: int, second: int, config: Config) -> Tensor:
     """The order of the second expert's hidden units in which they are most like the first's."""
+    from scipy.optimize import linear_sum_assignment  # takes half a second, for which every probe would wait
+
     ours, theirs = (_units(stacks, expert, config) for expert in (first, second))
     _, order = linear_sum_assignment((ours @ theirs.mT).cpu().numpy(), maximize=True)
     return torch.as_tensor(order, device=ours.device)
