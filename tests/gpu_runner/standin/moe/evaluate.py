@@ -6,6 +6,14 @@ import json
 import sys
 from pathlib import Path
 
-directory = Path(sys.argv[1])
-config = json.loads((directory / "config.json").read_bytes())["config"]
-(directory / "score.json").write_text(config.get("score", '{"val_bpb": 1.5}'))
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    directory = Path(arguments[0])
+    config = json.loads((directory / "config.json").read_bytes())["config"]
+    (directory / "score.json").write_text(config.get("score", '{"val_bpb": 1.5}'))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
