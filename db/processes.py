@@ -6,6 +6,7 @@ exactly when the whole tree is dead, whatever killed it.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -14,10 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 """What spawn_module() started. Nobody waits for a process that is to outlive us; here the dead ones are reaped."""
@@ -87,6 +90,16 @@ def is_process(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
+def started_at(pid: int) -> float | None:
+    """When a process was started, in seconds since boot; None when there is none of that number."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def list_children() -> list[int]:
     """The child processes that this process has, the ended ones too; after an exec, those of the program before."""
     try:
@@ -103,6 +116,19 @@ def has_ended(child: int) -> bool:
         return os.waitpid(child, os.WNOHANG) != (0, 0)
     except ChildProcessError:
         return True
+
+
+def adopt_orphans() -> None:
+    """From now on a process below this one whose parent dies becomes a child of this one, not of init (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_children() -> None:
+    """SIGKILLs all child processes, and theirs as they become ours. Nobody else may wait for them."""
+    while children := list_children():
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def spawn_module(
@@ -140,12 +166,6 @@ def spawn_module(
 
     _CHILDREN.append(child)
     return child
-
-
-def kill_session(leader: int) -> None:
-    """SIGKILLs the process group that `leader` leads, if any of it is left."""
-    with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
 
 
 def write_atomically(path: Path, text: str) -> None:

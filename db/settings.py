@@ -68,6 +68,12 @@ class Runner(_Section):
     """Failed attempts (a crash; not a diverged model, which is a result) after which a run is failed."""
     max_lost: Annotated[int, Field(ge=1, le=100)] = 10
     """Lost attempts (killed from outside) after which a run is failed."""
+    max_run_seconds: Annotated[float | None, Field(gt=0.0)] = None
+    """Time in which an attempt must be done, its evaluation included; none by default: budgets end honest runs, and
+    stall_seconds those that hang."""
+    stall_seconds: Annotated[float | None, Field(gt=0.0)] = 1800.0
+    """Time without a metric, a log line or any new file after which an attempt is taken for hung. Compiling and
+    evaluating are silent for minutes."""
 
 
 class Settings(BaseSettings):

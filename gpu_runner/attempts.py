@@ -7,10 +7,11 @@ written is still in the run directory. An attempt that somebody else has taken o
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from db.clock import Instant
 from db.errors import FencedError
@@ -31,28 +32,34 @@ from db.records import Attempt, RunKind, Runner
 from db.settings import Runner as RunnerSettings
 from gpu_runner.child import Child
 from gpu_runner.metrics import NewLines, read_new_lines
-from gpu_runner.outcome import read_outcome
+from gpu_runner.outcome import log_tail, read_outcome
 from gpu_runner.resume import drop_checkpoints
 from gpu_runner.shim import GRACE_SECONDS
+from gpu_runner.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
 
-KILL_SECONDS = GRACE_SECONDS + 2.0
-"""After a request to end, until all of an attempt's processes are killed."""
+KILL_SECONDS = GRACE_SECONDS + 1.0
+"""After a request to leave a checkpoint and end, until all of an attempt's processes are killed."""
 
 _LONGEST_BACK_OFF = 30.0
 
 
 @dataclass(kw_only=True)
 class Held:
-    """An attempt that this daemon looks after. Times are seconds since boot."""
+    """An attempt that this daemon looks after. Times are seconds since boot.
+
+    `verdict` is how it ends if it leaves no result, where this daemon has ended it.
+    """
 
     attempt: Attempt
     kind: RunKind
     child: Child
     offset: int
     renewed_at: float
+    watchdog: Watchdog
     kill_at: float | None = None
+    verdict: Outcome | None = None
     garbage: int = 0
     rebooted: bool = False
 
@@ -87,6 +94,9 @@ class Attempts:
             child=child,
             offset=attempt.metrics_offset,
             renewed_at=now.seconds,
+            watchdog=Watchdog(
+                child.directory, self.lab.data_folder, now, shim=child.pid if child.process is None else None
+            ),
             rebooted=rebooted,
         )
 
@@ -127,7 +137,7 @@ class Attempts:
         """Ends the children because the daemon stops; watch() then puts their runs back into the queue."""
         self.stopping = True
         for held in self.held.values():
-            self._end(held, now)
+            self._end(held, now, grace=KILL_SECONDS)
 
     def reap(self) -> None:
         """Waits for the shims that have ended, which would stay zombies."""
@@ -149,6 +159,11 @@ class Attempts:
             self._end(held, now)
 
         if alive:
+            problem = held.watchdog.look(now, self._settings, heard=new.more)
+            if problem is not None and held.kill_at is None:
+                held.verdict = Outcome(status="failed", error=problem)
+                self._end(held, now)
+
             # Without its shim nobody will learn the exit code or evaluate the checkpoint: to train on would only keep
             # the card busy, so the rest of the session is ended and the run done again.
             if not held.child.has_shim():
@@ -174,10 +189,14 @@ class Attempts:
         held.offset, held.renewed_at, held.garbage = new.offset, now.seconds, held.garbage + new.garbage
         return cancel
 
-    def _end(self, held: Held, now: Instant) -> None:
-        if held.kill_at is None:
+    def _end(self, held: Held, now: Instant, *, grace: float = 0.0) -> None:
+        """Ends an attempt: at once, or with time to leave a checkpoint."""
+        if grace and held.kill_at is None:
             held.child.terminate()
-            held.kill_at = now.seconds + KILL_SECONDS
+        elif not grace:
+            held.child.kill()
+
+        held.kill_at = min(now.seconds + grace, math.inf if held.kill_at is None else held.kill_at)
 
     def _settle(self, held: Held, now: Instant) -> None:
         """Writes how an attempt ended, whose processes are all dead."""
@@ -185,6 +204,8 @@ class Attempts:
         has_result = isinstance(outcome, Outcome) and outcome.status != "failed"
         if not has_result and get_run(self.store, held.attempt.run_id).cancel_requested:
             outcome = Outcome(status="cancelled")
+        elif not has_result and held.verdict is not None:
+            outcome = replace(held.verdict, log_tail=log_tail(held.child.directory / "log.txt"))
 
         if isinstance(outcome, Outcome):
             run = finish_attempt(self.store, held.attempt, outcome, max_failures=self._settings.max_failures)

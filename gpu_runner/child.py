@@ -21,8 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from db.processes import FileLock, is_locked, kill_session, spawn_module, write_atomically
+from db.processes import FileLock, is_locked, spawn_module, write_atomically
 from gpu_runner.card import Card
+from gpu_runner.tree import kill_tree
 
 LOCK_SECONDS = 1.0
 """A look at a lock (is_locked) holds it for an instant; whoever means to keep it waits that out."""
@@ -105,9 +106,9 @@ class Child:
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends every process of the attempt at once."""
+        """Ends every process of the attempt at once, wherever it has gone."""
         if self.pid is not None and self.is_alive():
-            kill_session(self.pid)
+            kill_tree(self.directory / "lock", self.pid)
 
 
 def child_environment(card: Card) -> Mapping[str, str]:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from db.processes import write_atomically
+from db.processes import adopt_orphans, kill_children, write_atomically
 
 STEPS: Mapping[str, Sequence[str]] = {
     "train": ("train", "evaluate"),
@@ -30,8 +30,8 @@ STEPS: Mapping[str, Sequence[str]] = {
 }
 """The modules of moe/ that make up a run of each kind; only the last one's score.json counts."""
 
-GRACE_SECONDS = 3
-"""From SIGTERM to SIGKILL for the child."""
+GRACE_SECONDS = 7
+"""From SIGTERM to SIGKILL for the child: a checkpoint of preset t4 takes about 4 s on a slow disk."""
 
 
 class Shim:
@@ -47,6 +47,7 @@ class Shim:
         """Runs all steps and writes exit.json."""
         (self.directory / "shim.lock").write_text(f"{os.getpid()}\n")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would turn every exit code into 0
+        adopt_orphans()
         signal.signal(signal.SIGALRM, self._kill)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._terminate)
@@ -80,6 +81,7 @@ class Shim:
 
         exit_code = self.child.wait()
         signal.alarm(0)
+        kill_children()  # whatever it left behind: it would hold memory of the card
         return exit_code
 
     def _terminate(self, _number: int, _frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,16 @@ class Actor:
             self.add_points(step, step)
             time.sleep(0.005)
 
+    def leave_behind(self) -> None:
+        """Starts processes that try to get away: with and without the lock, in other sessions, without a parent."""
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(1000)
+
+        program = "import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep(1000)"
+        subprocess.Popen([sys.executable, "-S", "-c", program]).wait()
+        subprocess.Popen(["sleep", "1000"], start_new_session=True)
+
     def explain(self, error: str, message: str) -> None:
         """Leaves error.json."""
         (self.directory / "error.json").write_text(json.dumps({"error": error, "message": message, "step": 3}))
@@ -56,6 +67,13 @@ class Actor:
         elif act == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.wait()
+        elif act == "hang":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.leave_behind()
+            time.sleep(1000)
+        elif act == "litter":
+            self.leave_behind()
+            self.add_points(1, 5)
         elif act == "crash":
             self.add_points(1, 3)
             for number in range(50):
