@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.hands import target_runner
 from agents.preflight import preflight
+from agents.room import disk_note, disk_problem
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment, plan_experiment
 from db.lab import Lab
@@ -21,6 +22,8 @@ from db.queue import Queued, add_run
 from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
 from db.runners import list_runners
 from db.store import to_column
+from db.weights import free_identity, has_run, has_weights
+from moe.accounting import disk_bytes
 from moe.config import Config, ConfigError, after_training, apply, apply_treatment, scientific
 from moe.fingerprint import code_hash, fingerprint, pin
 from moe.post.stages import as_trained, needs_post
@@ -123,12 +126,15 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
             first: Arm = "checkpoint" if posted else arm
             values = _values("train", as_trained(fitted), hardware_class, seed)
             values |= {"priority": rank + _RANK[first], "needs_run_id": needs}
+            after = _values("post", fitted, hardware_class, seed)
+            if posted and not has_run(store, after):
+                free_identity(store, values)
+
             queued = add_run(store, experiment.id, first, values)
             added.setdefault(queued.run.id, queued)
             if posted:
-                values = _values("post", fitted, hardware_class, seed)
-                values |= {"priority": rank + _RANK[arm], "needs_run_id": queued.run.id}
-                queued = add_run(store, experiment.id, arm, values)
+                after |= {"priority": rank + _RANK[arm], "needs_run_id": queued.run.id}
+                queued = add_run(store, experiment.id, arm, after)
                 added.setdefault(queued.run.id, queued)
 
     plan_experiment(store, experiment.id, seeds=max(seeds))
@@ -172,6 +178,7 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) 
     baseline, treatment = configs_of(_pin_text(lab, experiment))
     cost = preflight(lab, treatment, runner)
     problems = [*cost.problems, *preflight(lab, baseline, runner).problems]
+    problems += filter(None, (disk_problem(lab, baseline), disk_problem(lab, treatment)))
     if problems:
         raise RefusedError(f"experiment {experiment_id} is refused: {'; '.join(dict.fromkeys(problems))}")
 
@@ -220,10 +227,18 @@ def _ablate(lab: Lab, experiment_id: int, *, priority: int) -> Plan:
             "take them apart it must be concluded and have some"
         )
 
-    added = []
+    added, anew, rank = [], 0, priority * _STRIDE
     for run in trained:
-        values = _values("ablate", Config.model_validate(run.config), run.hardware_class, run.seed)
-        values |= {"priority": priority * _STRIDE + _RANK["ablation"], "needs_run_id": run.id}
+        config, needs = Config.model_validate(run.config), run
+        values = _values("ablate", config, run.hardware_class, run.seed)
+        if not has_weights(lab.store, run.id) and not has_run(lab.store, values):
+            training = _values("train", config, run.hardware_class, run.seed)
+            free_identity(lab.store, training)
+            training |= {"priority": rank + _RANK["checkpoint"], "needs_run_id": None}
+            queued = add_run(lab.store, experiment_id, "checkpoint", training)
+            needs, anew = queued.run, anew + queued.new
+
+        values |= {"priority": rank + _RANK["ablation"], "needs_run_id": needs.id}
         added.append(add_run(lab.store, experiment_id, "ablation", values))
 
     cost = preflight(lab, Config.model_validate(trained[0].config), runner)
@@ -237,8 +252,15 @@ def _ablate(lab: Lab, experiment_id: int, *, priority: int) -> Plan:
         seconds=None,
         memory_bytes=cost.memory_bytes,
         micro_batch_size=cost.micro_batch_size,
-        notes=["each trained model is scored without each of its parts; nothing is trained, and no verdict changes"],
+        notes=["each trained model is scored without each of its parts; no verdict changes", *_trained_anew(anew)],
     )
+
+
+def _trained_anew(count: int) -> list[str]:
+    if not count:
+        return ["nothing is trained"]
+
+    return [f"{count} of them are trained anew before, since their weights were dropped (keep, under [runner])"]
 
 
 def _notes(lab: Lab, experiment: Experiment, runner: Runner) -> list[str]:
@@ -258,7 +280,8 @@ def _notes(lab: Lab, experiment: Experiment, runner: Runner) -> list[str]:
     if ours.micro_batch_size != treatment.micro_batch_size:
         notes.append(f"refitted to micro-batches of {ours.micro_batch_size} sequences; the gradients are the same")
 
-    return notes
+    larger = max(baseline, treatment, key=disk_bytes)
+    return [*notes, *filter(None, [disk_note(lab, larger)])]
 
 
 def _values(kind: RunKind, config: Config, hardware_class: str, seed: int) -> dict[str, object]:

@@ -31,6 +31,12 @@ def m002_runner_mode(db: Database) -> None:
     )
 
 
+@MIGRATIONS()
+def m003_disk(db: Database) -> None:
+    """What each attempt holds on disk. NULL: not measured yet; weights_bytes 0: it has no weights, or none any more."""
+    _run(db, _DISK)
+
+
 _TABLES = """
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,
@@ -342,5 +348,18 @@ SELECT experiments.id AS experiment_id, experiments.title, experiments.status, c
        current_verdicts.final, current_verdicts.effect, current_verdicts.low, current_verdicts.high,
        current_verdicts.pairs, current_verdicts.sentence, experiments.domain, experiments.proposer
 FROM experiments JOIN current_verdicts ON current_verdicts.experiment_id = experiments.id;
+
+"""
+
+_DISK = """
+ALTER TABLE attempts ADD COLUMN bytes INTEGER;
+
+ALTER TABLE attempts ADD COLUMN weights_bytes INTEGER;
+
+CREATE INDEX attempts_weights ON attempts (id) WHERE weights_bytes > 0;
+
+CREATE INDEX attempts_unmeasured ON attempts (id) WHERE bytes IS NULL AND status != 'live';
+
+CREATE INDEX IF NOT EXISTS runs_needs ON runs (needs_run_id) WHERE needs_run_id IS NOT NULL;
 
 """

@@ -170,7 +170,11 @@ class Run(Record):
 
 
 class Attempt(Record):
-    """One try of a run by one runner, under a lease (seconds since boot) with a fencing token."""
+    """One try of a run by one runner, under a lease (seconds since boot) with a fencing token.
+
+    `bytes` is what its directory holds on disk, `weights_bytes` the part that is trained weights: None before that was
+    measured, 0 when there are none (any more).
+    """
 
     id: int
     run_id: int
@@ -187,6 +191,8 @@ class Attempt(Record):
     started_at: str
     heartbeat_at: str
     ended_at: str | None
+    bytes: int | None
+    weights_bytes: int | None
 
 
 class Verdict(Record):

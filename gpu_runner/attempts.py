@@ -31,9 +31,9 @@ from db.queue import (
 from db.records import Attempt, RunKind, Runner
 from db.settings import Runner as RunnerSettings
 from gpu_runner.child import Child
+from gpu_runner.disk import settle_files
 from gpu_runner.metrics import NewLines, read_new_lines
 from gpu_runner.outcome import log_tail, read_outcome
-from gpu_runner.resume import drop_checkpoints
 from gpu_runner.shim import GRACE_SECONDS
 from gpu_runner.watchdog import Watchdog
 
@@ -218,10 +218,8 @@ class Attempts:
             self._losses += 1
             self.quiet_until = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 
-        if run.status != "queued":
-            drop_checkpoints(self.lab.runs_folder, run.id, before=held.attempt.token + 1)
-
         self._release(held)
+        settle_files(self.store, self.lab.runs_folder, run.id)
         _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
 
     def _release(self, held: Held) -> None:

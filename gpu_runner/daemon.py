@@ -24,9 +24,9 @@ from db.records import RunnerMode
 from db.runners import beat_runner, get_runner, register_runner, set_mode, start_runner, stop_runner
 from gpu_runner.attempts import Attempts
 from gpu_runner.card import Card
+from gpu_runner.disk import Room, delete_leftovers
 from gpu_runner.mind import MindWaker
 from gpu_runner.nvml import Nvml
-from gpu_runner.resume import drop_ended
 from gpu_runner.sampler import Sampler
 from gpu_runner.start import find_problem, start_child
 
@@ -45,7 +45,8 @@ class Daemon:
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
         self.attempts = Attempts(lab, self.runner)
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
-        drop_ended(self.store, lab.runs_folder)
+        self.room = Room(lab, self.runner)
+        delete_leftovers(self.store, lab.runs_folder)
         self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
         self._mode: RunnerMode = "open"
@@ -105,6 +106,7 @@ class Daemon:
 
         beat_runner(self.store, self.runner.id)
         self.attempts.reap()
+        self.room.tidy()
         self._claimable = True  # a place on the card may have become free without a word in the database
         self._beat_after = now.seconds + self.lab.settings.runner.lease_seconds / 3
 
@@ -113,7 +115,7 @@ class Daemon:
 
     def _claim(self, now: Instant) -> None:
         self._claimable = False
-        if not count_queued(self.store, self.card.hardware_class):
+        if not count_queued(self.store, self.card.hardware_class) or not self.room.is_there():
             return
 
         with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:

@@ -15,7 +15,6 @@ from db.queue import get_run
 from db.store import Store
 
 _CHECKPOINTS = "resume-*.pt"
-_TORN = ".resume-*.tmp"
 
 
 def find_earlier(runs_folder: Path, run_id: int, token: int) -> Path | None:
@@ -32,7 +31,7 @@ def find_earlier(runs_folder: Path, run_id: int, token: int) -> Path | None:
 def drop_checkpoints(runs_folder: Path, run_id: int, before: int) -> None:
     """Deletes the checkpoints of a run's attempts before token `before`."""
     for token in range(1, before):
-        _drop(runs_folder / f"{run_id}-{token}")
+        drop_in(runs_folder / f"{run_id}-{token}")
 
 
 def drop_ended(store: Store, runs_folder: Path) -> None:
@@ -40,11 +39,11 @@ def drop_ended(store: Store, runs_folder: Path) -> None:
     for directory in {path.parent for path in runs_folder.glob(f"*/{_CHECKPOINTS}")}:
         with suppress(NotFoundError, ValueError):  # a folder that is not ours
             if get_run(store, int(directory.name.partition("-")[0])).status not in ("queued", "running"):
-                _drop(directory)
+                drop_in(directory)
 
 
-def _drop(directory: Path) -> None:
-    for pattern in (_CHECKPOINTS, _TORN):
-        for path in directory.glob(pattern):
-            with suppress(OSError):  # on a read-only disk it stays
-                path.unlink()
+def drop_in(directory: Path) -> None:
+    """Deletes the checkpoints of one attempt."""
+    for path in directory.glob(_CHECKPOINTS):
+        with suppress(OSError):  # on a read-only disk it stays
+            path.unlink()

@@ -12,6 +12,7 @@ from db.processes import FileLock
 from db.queries import completed_directory
 from db.queue import Claim, ingest
 from db.records import READS_CHECKPOINT, Run
+from db.weights import forget_weights
 from gpu_runner.card import Card
 from gpu_runner.child import Child, child_environment
 from gpu_runner.resume import find_earlier
@@ -21,16 +22,20 @@ _LOG = logging.getLogger(__name__)
 
 _STALE = "moe/ has changed since this run was queued, so it would not be the run that was asked for; enqueue it again"
 
-_NO_CHECKPOINT = "the checkpoint of run {run_id} is gone from {directory}; put it back from a backup and enqueue again"
+_NO_CHECKPOINT = "the weights of run {run_id} are gone from {directory}; enqueue again, and they are trained anew"
 
 
 def find_problem(lab: Lab, run: Run) -> str | None:
-    """Why a claimed run cannot be done here, in words for its row; None when it can."""
+    """Why a claimed run cannot be done here, in words for its row; None when it can.
+
+    Weights that are missing are noted as gone, so that the next experiment that needs them has them trained.
+    """
     if run.code != code_hash():
         return _STALE
 
     checkpoint = _checkpoint_for(lab, run)
-    if checkpoint is not None and not (checkpoint / "checkpoint.pt").exists():
+    if run.needs_run_id is not None and checkpoint is not None and not (checkpoint / "checkpoint.pt").exists():
+        forget_weights(lab.store, run.needs_run_id)
         return _NO_CHECKPOINT.format(run_id=run.needs_run_id, directory=checkpoint)
 
     return None

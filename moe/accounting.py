@@ -103,8 +103,7 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
     near this comes.
     """
     low, parameters = BYTES[precision], account(config).parameters
-    moments = 8 * parameters - (4 * muon_parameters(config) if config.optimizer == "muon" else 0)
-    states = 4 * parameters + moments + (4 * parameters if config.ema_decay > 0.0 else 0)
+    states = checkpoint_bytes(config)
     gradients = 4 * parameters
 
     tokens = config.micro_batch_size * config.seq_len
@@ -121,6 +120,25 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
     at_first = kept + working + (gradients if config.micro_batch_size < config.batch_size else 0)
     at_last = gradients + layer + working
     return CONTEXT_BYTES[precision] + states + max(at_first, at_last)
+
+
+def weights_bytes(config: Config) -> int:
+    """Of the final weights on disk (checkpoint.pt): fp32."""
+    return 4 * account(config).parameters
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Of all that training goes on from, in memory and in a resume-STEP.pt: weights, average, moments, in fp32."""
+    moments = 2 * weights_bytes(config) - (4 * muon_parameters(config) if config.optimizer == "muon" else 0)
+    return weights_bytes(config) * (2 if config.ema_decay > 0.0 else 1) + moments
+
+
+def disk_bytes(config: Config) -> int:
+    """The most that a training run has on disk at once: two checkpoints, and a third while that is being written.
+
+    The final weights come when no third will; metrics and log are small beside them.
+    """
+    return 3 * checkpoint_bytes(config)
 
 
 def muon_parameters(config: Config) -> int:

@@ -15,7 +15,9 @@ from db.errors import RefusedError
 from db.experiments import get_experiment, latest_verdict, list_insights
 from db.lab import Lab
 from db.queries import comparable_pairs, pairs, runs_of_experiment, trained_runs
+from db.queue import get_run
 from db.records import Experiment, Runner, Verdict
+from db.weights import forget_weights
 from moe.config import Config, apply
 from moe.presets import PRESETS
 from tests.agents.test_research import Scorer, approved, lr_matters, work_off
@@ -157,6 +159,46 @@ def test_the_trained_models_of_a_concluded_experiment_can_be_taken_apart(lab: La
     assert latest_verdict(lab.store, experiment.id) == before
     assert enqueue(lab, [experiment.id], ablate=True).plans[0].runs_new == 0
     assert enqueue(lab, [experiment.id], seeds=3).plans[0].runs_new == 2
+
+
+def test_models_whose_weights_were_dropped_are_trained_anew_to_be_taken_apart(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    before = judged(lab, runner, experiment, lr_matters)
+    first, *_, last = trained_runs(lab.store, experiment.id)
+    for run in (first, last):
+        forget_weights(lab.store, run.id)
+
+    [plan] = enqueue(lab, [experiment.id], ablate=True).plans
+    assert any("2 of them are trained anew" in note for note in plan.notes)
+    done = work_off(lab, runner, lambda *_: {"val_bpb": 3.0, "layer_delta_max": 0.7})
+    kinds = [claim.run.kind for claim in done]
+    assert (kinds.count("train"), kinds.count("ablate")) == (2, 4)
+    anew = {claim.run.id for claim in done if claim.run.kind == "train"}
+    assert anew < {claim.run.needs_run_id for claim in done if claim.run.kind == "ablate"}
+    assert get_run(lab.store, first.id).score == first.score
+    assert latest_verdict(lab.store, experiment.id) == before
+
+
+def test_a_post_run_never_waits_for_weights_that_were_dropped(lab: Lab, runner: Runner) -> None:
+    judged(lab, runner, approved(lab, {"lr": 1e-3}), lr_matters)
+    trained = lab.store.rows("SELECT id, seed FROM runs WHERE kind = 'train'")
+    for row in trained:
+        forget_weights(lab.store, row["id"])
+
+    served_too = approved(lab, {"quantize": "int8"}, **SMALLER)
+    assert enqueue(lab, [served_too.id]).plans[0].runs_new == 7
+    done = work_off(lab, runner, served(0.001))
+    needed = {claim.run.needs_run_id for claim in done if claim.run.kind == "post"}
+    assert needed == {claim.run.id for claim in done if claim.run.kind == "train"}
+    mind.work(lab)
+    assert enqueue(lab, [served_too.id], seeds=3).plans[0].runs_new == 3  # what is done is not done again
+
+
+def test_what_no_disk_can_hold_is_refused_with_the_numbers(lab: Lab, runner: Runner) -> None:
+    runner_settings = lab.settings.runner.model_copy(update={"max_disk_gib": 1e-6})
+    lab.settings = lab.settings.model_copy(update={"runner": runner_settings})
+    with pytest.raises(RefusedError, match=r"writes up to 1\.4 MiB to disk, over max_disk_gib = 1e-06"):
+        enqueue(lab, [approved(lab, {"lr": 1e-3}).id])
 
 
 def proposed(treatment: dict[str, Any], metric: str | None = None) -> Proposal:

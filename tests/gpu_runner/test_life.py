@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from db.queries import curve
 from db.queue import cancel_experiment_runs
 from db.runners import list_runners
+from db.weights import has_weights
 from moe.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def test_a_post_run_whose_checkpoint_was_cleaned_away_says_so(bench: Bench) -> N
     bench.step_until(daemon, lambda: bench.run(key).status == "failed", "refused")
 
     assert bench.run(key).error == (
-        f"the checkpoint of run {training} is gone from {bench.directory(training)}; put it back from a backup and "
-        "enqueue again"
+        f"the weights of run {training} are gone from {bench.directory(training)}; enqueue again, and they are trained "
+        "anew"
     )
+    assert not has_weights(bench.store, training)
     assert bench.statuses(key) == ["failed"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from moe.accounting import checkpoint_bytes, weights_bytes
 from moe.checkpoint import Checkpoints
 from moe.config import Config, apply
 from moe.evaluate import evaluate
@@ -76,6 +77,12 @@ def test_resumed_run_is_bit_for_bit_the_whole_one(make_run: MakeRun, killed: Pat
     assert _json(run / "train.json")["steps"] == STEPS
     assert _even_points(run) == _even_points(whole)
     assert _points(run, step) == _points(killed, step)
+
+
+def test_files_are_as_large_as_accounted_for(killed: Path, whole: Path) -> None:
+    files = {checkpoint_bytes(LONG): _checkpoints(killed)[-1], weights_bytes(LONG): whole / "checkpoint.pt"}
+    for accounted, path in files.items():  # names and shapes come to some kilobytes, whatever the model's size
+        assert accounted < path.stat().st_size < accounted + 50_000
 
 
 @pytest.mark.parametrize("damaged", [1, 2])

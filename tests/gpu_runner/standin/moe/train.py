@@ -105,6 +105,9 @@ def main(arguments: list[str]) -> int:
     actor = Actor(Path(arguments[0]))
     print("the environment has a secret:", any("KEY" in name for name in os.environ))  # noqa: T201
     actor.add_points(1, 0)
+    if weights := actor.config.get("weights"):
+        (actor.directory / "checkpoint.pt").write_bytes(b"w" * weights)
+
     return actor.act()
 
 

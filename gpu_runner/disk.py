@@ -1,0 +1,204 @@
+"""The disk under runs/: what stays there when an attempt has ended, and whether the next run has room.
+
+While a run lives its directories hold two resumable checkpoints (gpu_runner/resume.py); afterwards the trained weights
+alone, and those only as long as somebody may want them (db/weights.py). Everything else in a run directory is small.
+
+What this does not do: delete rows, directories, or weights that a run needs. `blueberry clean` does more, and
+asks first.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from db.events import add_event
+from db.lab import Lab
+from db.processes import is_locked
+from db.queue import get_run, live_attempts
+from db.records import ENDED_RUN, Run, Runner
+from db.runners import beat_runner
+from db.store import Store
+from db.weights import (
+    Weights,
+    as_size,
+    attempt_in,
+    attempts_of,
+    drop_weights,
+    held_bytes,
+    list_weights,
+    next_run,
+    note_bytes,
+    unmeasured_attempts,
+)
+from gpu_runner.resume import drop_ended, drop_in
+from moe.accounting import disk_bytes
+from moe.config import Config
+
+_LOG = logging.getLogger(__name__)
+
+WEIGHTS = "checkpoint.pt"
+_TORN = ".*.tmp"  # moe/rundir.py writes under such a name, and renames
+_AT_ONCE = 500
+
+SPARE_BYTES = 32 * 2**20
+"""Left free for the database, metrics and logs while a run trains: its largest WAL is 4 MB, its curve a few."""
+
+
+def settle_files(store: Store, runs_folder: Path, run_id: int) -> None:
+    """Deletes what no attempt of a run needs any more, and notes what each still holds.
+
+    Called when an attempt has ended, of which thus no process lives.
+    """
+    run = get_run(store, run_id)
+    for attempt in attempts_of(store, run_id):
+        directory = runs_folder / attempt.directory
+        if attempt.status == "live" or is_locked(directory / "lock"):
+            continue
+
+        if run.status in ENDED_RUN:
+            drop_in(directory)
+
+        _delete(directory, _TORN)
+        if attempt.status != "completed" or run.status != "completed":
+            _delete(directory, WEIGHTS)  # of a run that goes on from resume-STEP.pt, or has no result
+
+        note_bytes(store, attempt.id, total=measure(directory), weights=_size(directory / WEIGHTS))
+
+
+def settle_unmeasured(store: Store, runs_folder: Path) -> None:
+    """Does what settle_files() did not come to, some hundreds of attempts at a time."""
+    for run_id in sorted({attempt.run_id for attempt in unmeasured_attempts(store, limit=_AT_ONCE)}):
+        settle_files(store, runs_folder, run_id)
+
+
+def delete_leftovers(store: Store, runs_folder: Path) -> None:
+    """Deletes what a daemon left that died between writing down that files go and deleting them."""
+    drop_ended(store, runs_folder)
+    for path in runs_folder.glob(f"*/{WEIGHTS}"):
+        attempt = attempt_in(store, path.parent.name)
+        if attempt is not None and attempt.weights_bytes == 0:
+            _delete(path.parent, WEIGHTS)
+
+
+def drop_unwanted(store: Store, runs_folder: Path, *, at_least: int | None = None) -> int:
+    """Drops weights that nobody wants, the oldest first, until `at_least` bytes are free; returns how many were."""
+    chosen, freed = [], 0
+    for item in list_weights(store):
+        if item.wanted_for is None and (at_least is None or freed < at_least):
+            chosen.append(item.attempt_id)
+            freed += item.bytes
+
+    dropped = drop_weights(store, chosen) if chosen else []
+    delete_weights(runs_folder, dropped)
+    if dropped:
+        freed = sum(item.bytes for item in dropped)
+        _LOG.info("dropped the weights of %d runs, which nothing needs: %s", len(dropped), as_size(freed))
+
+    return sum(item.bytes for item in dropped)
+
+
+def delete_weights(runs_folder: Path, dropped: list[Weights]) -> None:
+    """Deletes the files of weights that are marked as dropped."""
+    for item in dropped:
+        _delete(runs_folder / item.directory, WEIGHTS)
+
+
+class Room:
+    """Whether the disk has room for the next run of one daemon; says so in its runner's row when it has not."""
+
+    def __init__(self, lab: Lab, runner: Runner) -> None:
+        self.lab = lab
+        self.store = lab.store
+        self.runner = runner
+        self._said: str | None = None
+
+    def tidy(self) -> None:
+        """Notes what ended attempts hold, and drops what the configuration does not keep."""
+        settle_unmeasured(self.store, self.lab.runs_folder)
+        if self.lab.settings.runner.keep == "needed":
+            drop_unwanted(self.store, self.lab.runs_folder)
+
+    def is_there(self) -> bool:
+        """Whether the run that would be claimed next can write all it will, after unwanted weights have gone."""
+        missing, said = self._look()
+        if missing > 0 and drop_unwanted(self.store, self.lab.runs_folder, at_least=missing):
+            missing, said = self._look()
+
+        self._say(said if missing > 0 else None)
+        return missing <= 0
+
+    def _look(self) -> tuple[int, str]:
+        """Bytes that are missing, and that in words."""
+        run = next_run(self.store, self.runner.hardware_class)
+        if run is None:
+            return 0, ""
+
+        others = under_way = 0
+        for attempt in live_attempts(self.store):
+            held = measure(self.lab.runs_folder / attempt.directory)
+            under_way += held
+            others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - held)
+
+        left = [self.lab.runs_folder / attempt.directory for attempt in attempts_of(self.store, run.id)]
+        need = max(0, bytes_of(run) - sum(map(measure, left))) + others
+        what = f"run {run.id} ({run.kind}) writes up to {as_size(bytes_of(run))}"
+        if others:
+            what += f", and what trains now {as_size(others)} more"
+
+        most = self.lab.settings.runner.max_disk_gib
+        if most is not None:
+            cap, held = int(most * 2**30), held_bytes(self.store) + under_way
+            if held + need > cap:
+                said = f"disk: runs/ holds {as_size(held)} of max_disk_gib = {most:g}, and {what}"
+                return held + need - cap, f"{said}; run blueberry clean, or raise max_disk_gib under [runner]"
+
+        free = shutil.disk_usage(self.lab.runs_folder).free
+        said = f"disk: {as_size(free)} free of the {as_size(need + SPARE_BYTES)} needed, since {what}"
+        return need + SPARE_BYTES - free, f"{said}; run blueberry clean, or free some space"
+
+    def _say(self, said: str | None) -> None:
+        if said == self._said:
+            return
+
+        if said is not None:
+            _LOG.warning("%s", said)
+
+        if (said is None) != (self._said is None):
+            add_event(self.store, "disk", said or "disk: there is room again")
+
+        beat_runner(self.store, self.runner.id, message=said or self.runner.message or "")
+        self._said = said
+
+
+def bytes_of(run: Run) -> int:
+    """The most that a run has on disk at once, apart from what is small."""
+    if run.kind != "train":
+        return 0
+
+    try:
+        return disk_bytes(Config.model_validate(run.config))
+    except ValidationError:
+        return 0  # the trainer will refuse it, in words, before it writes anything
+
+
+def measure(directory: Path) -> int:
+    """Bytes of the files in a run directory; 0 when it is not there."""
+    try:
+        return sum(path.lstat().st_size for path in directory.iterdir())
+    except OSError:
+        return 0
+
+
+def _size(path: Path) -> int:
+    return path.lstat().st_size if path.exists() else 0
+
+
+def _delete(directory: Path, pattern: str) -> None:
+    for path in directory.glob(pattern):
+        with suppress(OSError):  # on a read-only disk it stays
+            path.unlink()
