@@ -1,4 +1,4 @@
-"""How the minds reach the hands: registering a card, waking and stopping the runner daemon. Never by import."""
+"""How the minds reach the hands: registering cards; starting, stopping, pausing the runner daemon. Never by import."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from db.clock import now
 from db.errors import RefusedError
+from db.events import add_event
 from db.lab import Lab
 from db.processes import is_locked, is_process, spawn_module
-from db.records import Runner
-from db.runners import list_runners
+from db.records import Runner, RunnerMode
+from db.runners import get_runner, list_runners, set_mode
 
 _POLL_SECONDS = 0.05
+
+_IN_WORDS: dict[RunnerMode, str] = {
+    "open": "alive",
+    "paused": "paused: finishes what trains, claims nothing until run(action='resume')",
+    "draining": "draining: finishes what trains, then ends; run(action='resume') takes that back",
+}
 
 
 def register(lab: Lab, *, wait_seconds: float = 10.0) -> Runner:
@@ -74,21 +82,39 @@ def is_alive(lab: Lab, runner: Runner) -> bool:
     return is_locked(lab.lock(f"runner-{runner.device_key}")) and runner.pid is not None and is_process(runner.pid)
 
 
+def state_of(lab: Lab, runner: Runner) -> str:
+    """How a runner stands, in words that say what to do about it."""
+    if not is_alive(lab, runner):
+        return "not running" if runner.mode != "paused" else f"not running, and {_IN_WORDS['paused']}"
+
+    return _IN_WORDS[runner.mode]
+
+
+def alive_runners(lab: Lab) -> list[Runner]:
+    """The runners that a daemon drives now."""
+    return [runner for runner in list_runners(lab.store) if runner.status == "running" and is_alive(lab, runner)]
+
+
 def start_runner(lab: Lab, *, wait_seconds: float = 8.0) -> Runner:
     """The living daemon, started in a session of its own when there is none, so that it outlives every client.
+
+    A lab that was paused stays so; one that was being drained may claim again.
 
     Raises:
         RefusedError: it did not come up; the message says where its log is.
     """
+    if alive := alive_runners(lab):
+        return alive[0]
+
     for runner in list_runners(lab.store):
-        if runner.status == "running" and is_alive(lab, runner):
-            return runner
+        if runner.mode == "draining":
+            set_mode(lab.store, runner.id, "open")
 
     child = spawn_module("gpu_runner", [str(lab.folder)], log=lab.log("runner"))
     deadline = time.monotonic() + wait_seconds
     while time.monotonic() < deadline:
-        for runner in list_runners(lab.store):
-            if runner.status == "running" and runner.boot_id == now().boot_id and is_alive(lab, runner):
+        for runner in alive_runners(lab):
+            if runner.boot_id == now().boot_id:
                 return runner
 
         if child.poll() not in (None, 0):
@@ -100,14 +126,71 @@ def start_runner(lab: Lab, *, wait_seconds: float = 8.0) -> Runner:
 
 
 def stop_runners(lab: Lab, *, wait_seconds: float = 12.0) -> int:
-    """Asks the lab's daemons to stop; each puts its run back into the queue. Returns how many were alive."""
-    alive = [runner for runner in list_runners(lab.store) if runner.pid and is_alive(lab, runner)]
-    for runner in alive:
-        with suppress(ProcessLookupError):
-            os.kill(runner.pid or 0, signal.SIGTERM)
+    """Asks the lab's daemons to stop; each puts its runs back into the queue. Returns how many cards were driven.
 
+    Raises:
+        RefusedError: one has not ended within `wait_seconds`.
+    """
+    alive = [runner for runner in list_runners(lab.store) if runner.pid and is_alive(lab, runner)]
+    _signal(alive, signal.SIGTERM)
     deadline = time.monotonic() + wait_seconds
-    while any(is_alive(lab, runner) for runner in alive) and time.monotonic() < deadline:
+    while left := [runner for runner in alive if is_alive(lab, runner)]:
+        if time.monotonic() > deadline:
+            raise RefusedError(
+                f"the runner (pid {left[0].pid}) has not ended within {wait_seconds:.0f} s; see {lab.log('runner')}. "
+                f"kill -9 {left[0].pid} ends it, and the next one takes up what it left"
+            )
+
         time.sleep(_POLL_SECONDS)
 
     return len(alive)
+
+
+def restart_runners(lab: Lab, *, wait_seconds: float = 15.0) -> list[Runner]:
+    """Has the lab's daemons start anew, with the code and the configuration of now, while their children train on.
+
+    Raises:
+        RefusedError: none is alive, or one has not come back.
+    """
+    before = alive_runners(lab)
+    if not before:
+        raise RefusedError("no runner is alive, so there is nothing to restart; run() starts one")
+
+    _signal(before, signal.SIGUSR1)  # gpu_runner/drive.py: start anew in place
+    started = {runner.id: runner.started_at for runner in before}
+    deadline = time.monotonic() + wait_seconds
+    while time.monotonic() < deadline:
+        after = [runner for runner in alive_runners(lab) if runner.started_at != started.get(runner.id)]
+        if started.keys() <= {runner.id for runner in after}:
+            return after
+
+        time.sleep(_POLL_SECONDS)
+
+    raise RefusedError(
+        f"the runner has not come back within {wait_seconds:.0f} s; what trained goes on. See {lab.log('runner')}, "
+        "then run() starts one"
+    )
+
+
+def set_modes(lab: Lab, mode: RunnerMode) -> list[Runner]:
+    """Pauses, drains or opens all cards of the lab; returns them. Only living daemons can be drained.
+
+    Raises:
+        RefusedError: there are none.
+    """
+    runners = alive_runners(lab) if mode == "draining" else list_runners(lab.store)
+    if not runners:
+        raise RefusedError("no runner is alive; run() starts one" if mode == "draining" else "no runner is known yet")
+
+    with lab.store.transaction():
+        for runner in runners:
+            set_mode(lab.store, runner.id, mode)
+            add_event(lab.store, "mode", f"runner {runner.id} ({runner.device_name}) is {mode}")
+
+    return [get_runner(lab.store, runner.id) for runner in runners]
+
+
+def _signal(runners: Sequence[Runner], number: int) -> None:
+    for pid in {runner.pid for runner in runners if runner.pid is not None}:  # one daemon may drive several cards
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

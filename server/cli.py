@@ -17,21 +17,21 @@ from agents.proposals import Proposal
 from db.events import latest_event_id
 from db.experiments import get_experiment, latest_verdict, list_experiments
 from db.records import ENDED_EXPERIMENT, ExperimentStatus
-from db.runners import list_runners
 from db.tasks import get_cycle
 from server.arguments import ArgumentsError, call, explain
 from server.copies import backup, export
 from server.desk import FAILED, INTERRUPTED, Desk, verb, where_to_go
 from server.doctor import doctor
 from server.preflight import knobs_option, preflight_command, read_knob
-from server.show import experiment_table, runner_table, verdict_table
+from server.runner_cli import runner
+from server.show import experiment_table, verdict_table
 from server.tools.enqueue import enqueue
 from server.tools.improve import improve_many
 from server.tools.review import review_many
 from server.tools.run import run as run_verb
 from server.tools.status import status as status_verb
 from server.tools.suggest import suggest as suggest_verb
-from server.views import experiment_line, runner_line, verdict_view
+from server.views import experiment_line, verdict_view
 
 PATIENCE_SECONDS = 300.0
 """A person at a terminal waits longer for an agent than a chat client can; Ctrl-C leaves it working."""
@@ -236,6 +236,7 @@ def cancel(desk: Desk, experiment: int) -> None:
     desk.show(run_verb(desk.lab, action="cancel", experiment_id=experiment))
 
 
+blueberry.add_command(runner)
 verb(blueberry)(export)
 verb(blueberry)(backup)
 verb(blueberry)(doctor)
@@ -299,31 +300,6 @@ def browse(desk: Desk, port: int) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "db.notebook", folder, "--port", str(port)])
 
 
-@blueberry.group()
-def runner() -> None:
-    """The daemon that trains: start it, stop it, look at it."""
-
-
-@verb(runner)
-def start(desk: Desk) -> None:
-    """Start the runner in the background; it outlives this terminal."""
-    desk.show(run_verb(desk.lab))
-
-
-@verb(runner)
-def stop(desk: Desk) -> None:
-    """Ask the runner to put its run back into the queue, and to end."""
-    desk.show(run_verb(desk.lab, action="stop"))
-
-
-@verb(runner, "status")
-def runner_status(desk: Desk) -> None:
-    """Show the cards, and whether a runner drives them."""
-    lines = [runner_line(desk.lab, item) for item in list_runners(desk.lab.store)]
-    desk.console.print(runner_table(lines))
-    desk.say({"runners": [line.model_dump(mode="json") for line in lines]})
-
-
 def _proposal(values: dict[str, Any]) -> Proposal:
     try:
         return Proposal.model_validate(values)
@@ -336,7 +312,9 @@ def _be_the_runner(desk: Desk) -> int:
     child = subprocess.Popen([sys.executable, "-m", "gpu_runner", str(desk.lab.folder)])
     # Ctrl-C reaches the child too, as one of the terminal's foreground group: it stops in order, and we wait for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _frame: child.send_signal(number))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends the runner, like Ctrl-C
+        signal.signal(number, lambda _number, _frame: child.terminate())
+
     return 0 if child.wait() == 0 else FAILED
 
 

@@ -58,6 +58,9 @@ def as_commands(text: str) -> str:
 def _as_command(call: re.Match[str]) -> str:
     verb, arguments = call.groups()
     numbers = re.findall(r"\d+", arguments)
+    if action := re.search(r"action='(\w+)'", arguments):
+        return f"`blueberry cancel {' '.join(numbers)}`" if action[1] == "cancel" else f"`blueberry runner {action[1]}`"
+
     if verb != "status":
         named = numbers if "experiment" in arguments else []
         return f"`{' '.join(['blueberry', verb, *named])}`"
@@ -186,7 +189,7 @@ def runner_table(lines: Sequence[RunnerLine]) -> RenderableType:
 
     table = _table("runner", "device", "state", "heard of", "says")
     for line in lines:
-        state = f"alive (pid {line.pid})" if line.alive else "not running"
+        state = f"alive (pid {line.pid})" if line.state == "alive" else as_commands(line.state)
         table.add_row(str(line.id), line.device_name, state, line.heartbeat_at, line.message or "")
 
     return table
@@ -257,7 +260,7 @@ def _plan(plan: Any) -> RenderableType:
 
 def _handle(view: RunHandle) -> list[RenderableType]:
     left = f", about {duration(view.seconds_left)} left" if view.seconds_left is not None else ""
-    return [Text(view.done), Text(f"{len(view.running)} running, {view.queued} waiting{left}")]
+    return [Text(as_commands(view.done)), Text(f"{len(view.running)} running, {view.queued} waiting{left}")]
 
 
 def _working(working: StillWorking | None) -> list[RenderableType]:

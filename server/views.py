@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from agents.hands import is_alive
+from agents.hands import is_alive, state_of
 from db.experiments import latest_review, latest_verdict
 from db.lab import Lab
 from db.queries import CurvePoint, RunProgress
@@ -123,6 +123,8 @@ class RunnerLine(View):
     hardware_class: str
     alive: bool
     """whether a daemon drives it now"""
+    state: str
+    """alive, paused, draining or not running, and what to do about it"""
     pid: int | None
     message: str | None
     heartbeat_at: str
@@ -248,6 +250,7 @@ def runner_line(lab: Lab, runner: Runner) -> RunnerLine:
         device_name=runner.device_name,
         hardware_class=runner.hardware_class,
         alive=is_alive(lab, runner),
+        state=state_of(lab, runner),
         pid=runner.pid,
         message=cut(runner.message, 300) if runner.message else None,
         heartbeat_at=runner.heartbeat_at,

@@ -1,23 +1,27 @@
-"""run: starts and stops the runner daemon, puts an experiment first, or cancels one."""
+"""run: starts, stops and pauses the runner daemon, puts an experiment first, or cancels one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from agents.answers import wake
-from agents.hands import start_runner, stop_runners
+from agents.hands import alive_runners, restart_runners, set_modes, start_runner, state_of, stop_runners
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment
 from db.lab import Lab
 from db.queries import overview
 from db.queue import cancel_experiment_runs, prioritize_experiment
-from db.records import ExperimentStatus
+from db.records import ExperimentStatus, Runner, RunnerMode
 from db.runners import list_runners
 from server.calls import PATIENCE_SECONDS, Asking
 from server.views import RunLine, RunnerLine, View, rounded, run_line, runner_line
 
+Action = Literal["start", "stop", "restart", "pause", "resume", "drain", "cancel"]
+
+_MODES: dict[Action, RunnerMode] = {"pause": "paused", "drain": "draining", "resume": "open"}
 _OPEN: tuple[ExperimentStatus, ...] = ("suggested", "approved", "needs_work", "queued", "running")
 
 
@@ -40,10 +44,12 @@ def run(
     lab: Lab,
     *,
     action: Annotated[
-        Literal["start", "stop", "cancel"],
+        Action,
         Field(
-            description="start: wake or start the runner; stop: ask it to put its run back and end; "
-            "cancel: give up the experiment experiment_id"
+            description="start: wake or start the runner; stop: have it leave checkpoints, put its runs back and end; "
+            "pause: it finishes what trains and claims nothing more, until resume; drain: it finishes what trains, "
+            "then ends; restart: it starts anew (after an upgrade or a change of the configuration) while what trains "
+            "goes on; cancel: give up the experiment experiment_id"
         ),
     ] = "start",
     experiment_id: Annotated[
@@ -55,16 +61,21 @@ def run(
     """Starts the runner daemon and returns at once; it trains whatever is queued, and outlives this conversation.
 
     Use it after `enqueue`. With experiment_id that experiment goes before all others. action="stop" ends the daemon
-    (its run returns to the queue, nothing is lost); action="cancel" with experiment_id gives an experiment up.
+    (its runs return to the queue, nothing is lost); "pause", "drain" and "resume" say whether it may take new runs, and
+    hold until the next of them, whatever is restarted; action="cancel" with experiment_id gives an experiment up.
     Comes back with the runner's process, what runs, and how much waits; follow with status(wait_seconds=20).
     """
     if action == "cancel":
         done = _cancel(lab, experiment_id)
+    elif action == "start":
+        done = _start(lab, experiment_id, patience)
     elif action == "stop":
         count = stop_runners(lab)
         done = f"stopped {count} runner{'s' * (count != 1)}" if count else "no runner was alive"
+    elif action == "restart":
+        done = f"{_named(restart_runners(lab))} started anew; what trained goes on"
     else:
-        done = _start(lab, experiment_id, patience)
+        done = _in_words(lab, set_modes(lab, _MODES[action]))
 
     wake(lab)
     seen = overview(lab.store)
@@ -82,8 +93,8 @@ def run(
 
 def _start(lab: Lab, experiment_id: int | None, patience: float) -> str:
     prepared = "" if experiment_id is None else _put_first(lab, experiment_id, patience)
-    runner = start_runner(lab)
-    return f"{prepared}runner {runner.id} is alive (pid {runner.pid}, {runner.device_name})"
+    start_runner(lab)
+    return prepared + _in_words(lab, alive_runners(lab))
 
 
 def _put_first(lab: Lab, experiment_id: int, patience: float) -> str:
@@ -112,12 +123,29 @@ def _cancel(lab: Lab, experiment_id: int | None) -> str:
     return f"experiment {experiment_id} is cancelled, with {count} run{'s' * (count != 1)}"
 
 
+def _in_words(lab: Lab, runners: Sequence[Runner]) -> str:
+    states = {state_of(lab, runner) for runner in runners}
+    return f"{_named(runners)} {'are' if len(runners) > 1 else 'is'} {'; '.join(sorted(states))}"
+
+
+def _named(runners: Sequence[Runner]) -> str:
+    return ", ".join(
+        f"runner {runner.id} (pid {runner.pid}, {runner.device_name})"
+        if runner.pid
+        else f"runner {runner.id} ({runner.device_name})"
+        for runner in runners
+    )
+
+
 def _next(action: str, experiment_id: int | None, work: int) -> str:
     if action == "cancel":
         return "status() shows what goes on"
 
-    if action == "stop":
+    if action in ("stop", "drain"):
         return "run() starts the runner again; the queue is kept"
+
+    if action == "pause":
+        return "run(action='resume') lets it take runs again"
 
     if not work:
         return "the queue is empty: enqueue approved experiments, or suggest() new ones"

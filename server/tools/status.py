@@ -223,6 +223,10 @@ def _next_in_lab(seen: OverviewView) -> str:
     if seen.queued and not any(runner.alive for runner in seen.runners):
         return f"{seen.queued} runs wait and no runner is alive: run() starts it"
 
+    alive = [runner for runner in seen.runners if runner.alive]
+    if seen.queued and not seen.running and alive and all(runner.state.startswith("paused") for runner in alive):
+        return f"{seen.queued} runs wait and the runner is paused: run(action='resume')"
+
     if seen.running or seen.queued:
         return "status(wait_seconds=20, since_event=event_id) waits for what happens next"
 

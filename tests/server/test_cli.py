@@ -204,6 +204,7 @@ def test_tools_sentences_become_commands() -> None:
     assert as_commands("enqueue(experiment_ids=[1, 2])") == "`blueberry enqueue 1 2`"
     assert as_commands("status(task_id=4, wait_seconds=20)") == "`blueberry status --task 4`"
     assert as_commands("status(wait_seconds=20)") == "`blueberry status --watch`"
+    assert as_commands("run() or run(action='resume')") == "`blueberry run` or `blueberry runner resume`"
 
 
 def test_durations_are_read_at_a_glance() -> None:

@@ -147,7 +147,7 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one(session: Sessio
         ("enqueue", {"experiment_ids": [99_999]}, "there is no experiment 99999"),
         ("enqueue", {"experiment_ids": [1], "seeds": 1}, "seeds"),
         ("enqueue", {"experiment_ids": "one"}, "experiment_ids: Input should be a valid list"),
-        ("run", {"action": "explode"}, "action: Input should be 'start', 'stop' or 'cancel'"),
+        ("run", {"action": "explode"}, "action: Input should be 'start', 'stop', 'restart', 'pause'"),
         ("run", {"action": "cancel"}, "needs experiment_id"),
         ("run", {"experiment_id": 99_999}, "there is no experiment 99999"),
         ("status", {"experiment_id": 1, "run_id": 1}, "one of experiment_id, run_id"),
