@@ -13,6 +13,7 @@ from db.clock import now
 from db.errors import RefusedError
 from db.events import add_event
 from db.lab import Lab
+from db.logs import rotate
 from db.processes import is_locked, is_process, spawn_module
 from db.records import Runner, RunnerMode
 from db.runners import get_runner, list_runners, set_mode
@@ -49,6 +50,7 @@ def look_for_card(lab: Lab, *, wait_seconds: float = 10.0) -> str:
         RefusedError: the look failed; the message holds what it said.
     """
     log = lab.log("register")
+    rotate(log)
     start = log.stat().st_size if log.exists() else 0
     child = spawn_module("gpu_runner", [str(lab.folder), "--register"], log=log)
     try:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from db.logs import rotate
+
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
@@ -140,13 +142,14 @@ def spawn_module(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts `python -m module arguments` in a session of its own, its output appended to `log`.
+    """Starts `python -m module arguments` in a session of its own, its output appended to `log`, or a new one if full.
 
     A session of its own, because chat clients kill the whole process group of a server. Only `keep_fds` are inherited.
     The child finds our packages where this process found them, also from a clone that is not installed and in
     another working directory. Without `environment` it gets this process's.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    rotate(log)
     environment = dict(os.environ if environment is None else environment)
     root = str(Path(__file__).parents[1])
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -21,6 +21,7 @@ from db.clock import Instant, now
 from db.errors import LabError, NewerLabError, SettingsError
 from db.events import add_event
 from db.lab import Lab
+from db.logs import OwnLog
 from db.processes import FileLock, catch_signals, has_ended, hold_signals, list_children
 from db.runners import list_runners
 from gpu_runner.card import Card
@@ -132,7 +133,7 @@ def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
                 _LOG.info("%s", _who_drives(lab, card))
 
         try:
-            ending = _loop(seats, signals)
+            ending = _loop(seats, signals, OwnLog(lab.log("runner")))
         except NewerLabError as error:
             _LOG.warning("%s; starting anew, in case that this installation was updated", error)
             ending = Ending.RESTART
@@ -143,7 +144,7 @@ def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
         return ending
 
 
-def _loop(seats: list[Seat], signals: list[int]) -> Ending:
+def _loop(seats: list[Seat], signals: list[int], log: OwnLog) -> Ending:
     inherited = list_children()  # of the program that this one took the place of
     while seats:
         if signal.SIGTERM in signals or signal.SIGINT in signals:
@@ -159,6 +160,7 @@ def _loop(seats: list[Seat], signals: list[int]) -> Ending:
             for seat in seats:
                 seat.reload()
 
+        log.step()
         inherited[:] = [pid for pid in inherited if not has_ended(pid)]
         for seat in list(seats):
             seat.step(now())

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from db.logs import keep_short, shorten
 from db.processes import adopt_orphans, kill_children, write_atomically
 
 STEPS: Mapping[str, Sequence[str]] = {
@@ -52,6 +53,8 @@ class Shim:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._terminate)
 
+        log = self.directory / "log.txt"
+        keep_short(log)
         kind = json.loads((self.directory / "config.json").read_bytes())["kind"]
         step, exit_code = "", 0
         for step in STEPS[kind]:
@@ -59,8 +62,9 @@ class Shim:
             if exit_code != 0:
                 break
 
-        for name in ("metrics.jsonl", "log.txt"):
-            _sync(self.directory / name)  # exit.json promises that they are whole
+        shorten(log)
+        for path in (self.directory / "metrics.jsonl", log):
+            _sync(path)  # exit.json promises that they are whole
 
         ended = {"step": step, "exit_code": exit_code, "terminated": self.terminated}
         write_atomically(self.directory / "exit.json", json.dumps(ended) + "\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import logging.handlers
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import anyio
 
 from db.errors import LabError
 from db.lab import Lab, lab_folder
+from db.logs import rotate
 from server.app import create_app
 
 
@@ -43,7 +45,9 @@ def _log_to(folder: Path) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     handlers[0].setLevel(logging.WARNING)
     try:
-        handlers.append(logging.FileHandler(Lab(folder).log("server"), encoding="utf-8"))
+        log = Lab(folder).log("server")
+        rotate(log)
+        handlers.append(logging.handlers.WatchedFileHandler(log, encoding="utf-8"))  # other servers write there too
     except (LabError, OSError) as error:
         sys.stderr.write(f"blueberry: {error}; serving all the same, each call will say so\n")
 

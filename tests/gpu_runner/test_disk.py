@@ -12,6 +12,7 @@ import pytest
 
 from db.clock import now
 from db.experiments import move_experiment
+from db.logs import RUN_LOG_BYTES
 from db.runners import list_runners
 from db.settings import load_settings
 from db.weights import drop_weights, has_weights, held_bytes, list_weights
@@ -152,6 +153,18 @@ def test_what_a_killed_daemon_left_is_done_by_the_next(bench: Bench) -> None:
     assert not torn.exists()
     assert [item.bytes for item in list_weights(bench.store)] == [1000]
     assert held_bytes(bench.store) == sum(measure(bench.directory(key)) for key in (marked, unmeasured))
+
+
+def test_a_log_without_end_keeps_its_beginning_and_its_last_lines(bench: Bench) -> None:
+    bench.register()
+    key = bench.enqueue("chatter")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).status == "failed", "failed twice")
+    log = bench.directory(key) / "log.txt"
+    assert log.stat().st_size <= RUN_LOG_BYTES
+    first, *_ = log.read_text().splitlines()
+    assert first.startswith("the environment has")
+    assert (bench.run(key).log_tail or "").endswith("x\nthe last line")
 
 
 def test_an_attempt_without_a_result_leaves_no_weights(bench: Bench) -> None:

@@ -86,6 +86,12 @@ class Actor:
                 return 1
 
             self.add_points(1, 5)
+        elif act == "chatter":
+            for _ in range(40):
+                sys.stdout.write(f"{'x' * 1023}\n" * 1024)
+
+            sys.stdout.write("the last line\n")
+            return 3
         elif act == "diverge":
             self.add_points(1, 2)
             self.explain("non_finite", "training loss is not finite at step 3")
