@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.kernels
 
 Counts the operations of a real forward and backward pass on the CPU, at the widths of preset t4 in small batches, and
-prints them beside the constants of moe/roofline.py. bf16 stands for fp16, which moves as many bytes. Each operation is
-taken for one kernel that reads its inputs and writes its outputs once, as eager PyTorch does on a card; norms have one
-kernel there and several here, so theirs are counted too high.
+prints them beside the constants of moe/roofline.py. Experts are computed one after another. bf16 stands for fp16, which
+moves as many bytes. Each operation is taken for one kernel that reads its inputs and writes its outputs once, as eager
+PyTorch does on a card; norms have one kernel there and several here, so theirs are counted too high.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from moe import roofline
+from moe import dispatch, roofline
 from moe.accounting import account, activation_bytes
 from moe.config import Config, apply
 from moe.model import MoE
@@ -70,6 +70,9 @@ def count(config: Config, compute: torch.dtype) -> Counts:
     """One micro-batch of the real model."""
     model = MoE(config, compute)
     model.init_weights(0)
+    for mixture in model.mixtures:
+        mixture.experts.path = "loop"
+
     tokens = torch.randint(config.vocab_size, (config.micro_batch_size, config.seq_len + 1))
     with _Counter() as counter:
         torch.autograd.backward(model(tokens[:, :-1], tokens[:, 1:]).loss)
@@ -107,6 +110,7 @@ def constants(precision: Precision) -> dict[str, float]:
 
 def main() -> None:
     """Prints the table."""
+    dispatch.PART_ELEMENTS = 1  # one expert after another, as where an expert has as many rows as at preset t4
     print("constant         precision  counted  in moe/roofline.py")
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:

@@ -8,6 +8,8 @@ F hidden width; G width of the first product: 2 * F where it is gated (gate colu
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,34 +17,50 @@ from torch import Tensor
 from moe.space.experts import ExpertKind
 
 
+class Activated(NamedTuple):
+    """`value` [..., F], and of what it was made and its gradient is made again: SiLU or GELU of the gate, or ReLU."""
+
+    value: Tensor
+    inner: Tensor
+
+
 def activate(hidden: Tensor, kind: ExpertKind) -> Tensor:
     """[..., G] to [..., F]: SiLU or GELU times the up columns, squared ReLU, or SiLU."""
+    return activate_with_inner(hidden, kind).value
+
+
+def activate_with_inner(hidden: Tensor, kind: ExpertKind) -> Activated:
+    """The same, for differentiate()."""
     match kind:
         case "swiglu":
             gate, up = hidden.chunk(2, dim=-1)
-            return F.silu(gate) * up
+            inner = F.silu(gate)
+            return Activated(inner * up, inner)
         case "geglu":
             gate, up = hidden.chunk(2, dim=-1)
-            return F.gelu(gate) * up
+            inner = F.gelu(gate)
+            return Activated(inner * up, inner)
         case "relu2":
-            return F.relu(hidden).square()
+            inner = F.relu(hidden)
+            return Activated(inner.square(), inner)
         case "mlp":
-            return F.silu(hidden)
+            inner = F.silu(hidden)
+            return Activated(inner, inner)
 
 
-def differentiate(grad: Tensor, hidden: Tensor, kind: ExpertKind) -> Tensor:
+def differentiate(grad: Tensor, hidden: Tensor, inner: Tensor, kind: ExpertKind) -> Tensor:
     """The gradient [..., G] of activate() at `hidden` for `grad` [..., F]. May overwrite `grad`; leaves no graph."""
     grad_hidden = torch.empty_like(hidden)
     (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=-1), grad_hidden.chunk(2, dim=-1)
     match kind:
         case "swiglu":
-            torch.mul(F.silu(gate), grad, out=grad_up)
+            torch.mul(inner, grad, out=grad_up)
             torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
         case "geglu":
-            torch.mul(F.gelu(gate), grad, out=grad_up)
+            torch.mul(inner, grad, out=grad_up)
             torch.ops.aten.gelu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
         case "relu2":
-            torch.mul(F.relu(hidden), grad.mul_(2.0), out=grad_hidden)
+            torch.mul(inner, grad.mul_(2.0), out=grad_hidden)
         case "mlp":
             torch.ops.aten.silu_backward.grad_input(grad, hidden, grad_input=grad_hidden)
 

@@ -1,30 +1,36 @@
 """Experts' products and their gradients, over rows that are laid out expert after expert (moe/slots.py).
 
 One autograd function by hand, for three reasons. Only the hidden layer before the activation is kept, a gather and an
-activation being cheaper to repeat than to store. An expert at a time, everything else stays in the processor's cache.
-And each expert's gradient is written straight into its place in the stack, where autograd would fill the whole stack
-with zeros for each expert.
+activation being cheaper to repeat than to store. A few experts at a time, everything else stays in the processor's
+cache. And each expert's gradient is written straight into its place in the stack, where autograd would fill the whole
+stack with zeros for each expert.
 
-The same lines compute one expert of the loop ([n, D], plain products) and all of them padded ([E, S, D], batched
-products). Sums over a token's experts are bags of an embedding (torch.embedding_bag): gather, weight and sum in one
-pass, accumulated in fp32, in a fixed order.
+The same lines compute some experts of the loop, with a product each, and all of them padded, in batched products. Sums
+over a token's experts are bags of an embedding (torch.embedding_bag): gather, weight and sum in one pass, accumulated
+in fp32, in a fixed order.
 
-N tokens, A assignments, E experts, R rows, D d_model, F d_expert, G = 2 * F for gated experts, otherwise F.
+N tokens, A assignments, E experts, R rows, D d_model, F d_expert, G = 2 * F for gated experts, otherwise F; e
+experts and r rows of a part of them, I inputs and O outputs of a product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe.activation import activate, differentiate
+from moe.activation import activate, activate_with_inner, differentiate
 from moe.slots import Slots
 from moe.space.experts import ExpertKind
+
+PART_ELEMENTS = 2**19
+"""Of the hidden layer, worked on at once in the loop: enough to make an operation's fixed cost small (at `micro` the
+experts take .79 of the time of one after another), few enough to stay near the processor. From 2**18 to 2**20 all
+take equally long, and experts that are larger by themselves do so anyway."""
 
 
 def mix(x_ND: Tensor, gate_R: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind) -> Tensor:
@@ -68,13 +74,13 @@ def compute(
     """The mixture [N, D] and, to `keep`, the hidden layer [R, G] before the activation (otherwise empty)."""
     dtype, n_rows = x_ND.dtype, len(slots.token_R)
     hidden_RG = x_ND.new_empty(n_rows if keep else 0, w_in.shape[1])
-    y_RD = x_ND.new_empty(n_rows + 1, x_ND.shape[1])
-    y_RD[n_rows].zero_()
+    y_RD = _room_for_rows(x_ND, n_rows)
     x_ND = _with_zero_row(x_ND)
-    stacks = (slots.token_R, y_RD[:n_rows], *([hidden_RG] if keep else []))
-    for (token, y, *hidden), (w_in_e, w_out_e) in _experts(slots, stacks, (w_in, w_out)):
-        a = torch.matmul(_gather(x_ND, token), w_in_e.to(dtype).mT, out=hidden[0] if keep else None)
-        torch.matmul(activate(a, kind), w_out_e.to(dtype).mT, out=y)
+    for experts, rows, sizes in _parts(slots, w_in):
+        x_rD = x_ND.index_select(0, slots.token_R[rows])
+        hidden_rG = hidden_RG[rows] if keep else x_ND.new_empty(len(x_rD), w_in.shape[1])
+        _multiply(x_rD, w_in[experts].to(dtype).mT, hidden_rG, sizes)
+        _multiply(activate(hidden_rG, kind), w_out[experts].to(dtype).mT, y_RD[rows], sizes)
 
     weight_A = gate_R.to(dtype).index_select(0, slots.slot_A)
     return _sum_bags(y_RD, slots, weight_A), hidden_RG
@@ -92,63 +98,92 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of x_ND, gate_R, w_in and w_out, for the gradient `grad_ND` of the mixture."""
     dtype, n_rows = x_ND.dtype, len(slots.token_R)
-    grad_x_RD = x_ND.new_empty(n_rows + 1, x_ND.shape[1])
-    grad_x_RD[n_rows].zero_()
+    grad_x_RD = _room_for_rows(x_ND, n_rows)
     grad_gate_R = torch.empty_like(gate_R)
     grad_gate_R[n_rows].zero_()
     grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
-    x_ND, grad_ND = _with_zero_row(x_ND), _with_zero_row(grad_ND)
-    stacks = (slots.token_R, hidden_RG, gate_R[:n_rows].to(dtype), grad_x_RD[:n_rows], grad_gate_R[:n_rows])
-    weights = (w_in, w_out, grad_w_in, grad_w_out)
-    for (token, hidden, gate, grad_x, grad_gate), (w_in_e, w_out_e, grad_w_in_e, grad_w_out_e) in _experts(
-        slots, stacks, weights
-    ):
-        grad_y = _gather(grad_ND, token)
-        act = activate(hidden, kind)
-        grad_act = torch.matmul(grad_y, w_out_e.to(dtype))
-        torch.sum(act * grad_act, dim=-1, dtype=grad_gate.dtype, out=grad_gate)
-        grad_act.mul_(gate.unsqueeze(-1))
-        _product_into(grad_w_out_e, grad_y.mul_(gate.unsqueeze(-1)).mT, act)
-        grad_hidden = differentiate(grad_act, hidden, kind)
-        _product_into(grad_w_in_e, grad_hidden.mT, _gather(x_ND, token))
-        torch.matmul(grad_hidden, w_in_e.to(dtype), out=grad_x)
+    x_ND, grad_ND, gate_R1 = _with_zero_row(x_ND), _with_zero_row(grad_ND), gate_R.to(dtype)[:, None]
+    for experts, rows, sizes in _parts(slots, w_in):
+        token_r, gate_r1, hidden_rG = slots.token_R[rows], gate_R1[rows], hidden_RG[rows]
+        grad_y_rD = grad_ND.index_select(0, token_r)
+        activated = activate_with_inner(hidden_rG, kind)
+        grad_act_rF = torch.empty_like(activated.value)
+        _multiply(grad_y_rD, w_out[experts].to(dtype), grad_act_rF, sizes)
+        torch.sum(activated.value * grad_act_rF, dim=-1, dtype=gate_R.dtype, out=grad_gate_R[rows])
+        grad_act_rF.mul_(gate_r1)
+        _multiply_experts(grad_y_rD.mul_(gate_r1), activated.value, grad_w_out[experts], sizes)
+        grad_hidden_rG = differentiate(grad_act_rF, hidden_rG, activated.inner, kind)
+        _multiply_experts(grad_hidden_rG, x_ND.index_select(0, token_r), grad_w_in[experts], sizes)
+        _multiply(grad_hidden_rG, w_in[experts].to(dtype), grad_x_RD[rows], sizes)
 
     return _sum_bags(grad_x_RD, slots, None), grad_gate_R, grad_w_in, grad_w_out
 
 
-def _experts(
-    slots: Slots, stacks: tuple[Tensor, ...], weights: tuple[Tensor, ...]
-) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """Views of row-wise `stacks` and expert-wise `weights`: of all experts at once, or one after another."""
-    n_experts = len(weights[0])
+class _Part(NamedTuple):
+    """Consecutive experts that are worked on together, and their rows: `sizes` of each, None for equally many."""
+
+    experts: slice
+    rows: slice
+    sizes: list[int] | None
+
+
+def _parts(slots: Slots, w_in: Tensor) -> Iterator[_Part]:
+    """All experts at once where they are padded, otherwise as many as PART_ELEMENTS allow, one at least."""
+    n_rows = len(slots.token_R)
     if len(slots.rows_E) == 0:
-        yield tuple(torch.unflatten(stack, 0, (n_experts, len(stack) // n_experts)) for stack in stacks), weights
+        yield _Part(slice(None), slice(n_rows), None)
         return
 
-    rows = slots.rows_E.tolist()
-    of_experts = zip(*(torch.split(stack, rows) for stack in stacks), strict=True)
-    for part, matrices in zip(of_experts, zip(*(weight.unbind() for weight in weights), strict=True), strict=True):
-        if len(part[0]):
-            yield part, matrices
-        else:
-            for gradient in matrices[2:]:
-                gradient.zero_()
+    most = PART_ELEMENTS // w_in.shape[1]
+    sizes: list[int] = []
+    start = first = 0
+    for expert, size in enumerate(slots.rows_E.tolist()):
+        if sizes and sum(sizes) + size > most:
+            yield _Part(slice(first, expert), slice(start, start + sum(sizes)), sizes)
+            first, start, sizes = expert, start + sum(sizes), []
+
+        sizes.append(size)
+
+    yield _Part(slice(first, None), slice(start, n_rows), sizes)
+
+
+def _multiply(a_rI: Tensor, b_eIO: Tensor, out_rO: Tensor, sizes: list[int] | None) -> None:
+    """Each expert's rows with its matrix."""
+    if sizes is None:
+        torch.bmm(_by_expert(a_rI, len(b_eIO)), b_eIO, out=_by_expert(out_rO, len(b_eIO)))
+        return
+
+    for a, b, out in zip(a_rI.split(sizes), b_eIO.unbind(), out_rO.split(sizes), strict=True):
+        torch.mm(a, b, out=out)
+
+
+def _multiply_experts(a_rO: Tensor, b_rI: Tensor, out_eOI: Tensor, sizes: list[int] | None) -> None:
+    """Sums over each expert's rows of the outer products: a gradient of its matrix."""
+    low_eOI = out_eOI if out_eOI.dtype == a_rO.dtype else torch.empty_like(out_eOI, dtype=a_rO.dtype)
+    if sizes is None:
+        torch.bmm(_by_expert(a_rO, len(out_eOI)).mT, _by_expert(b_rI, len(out_eOI)), out=low_eOI)
+    else:
+        for a, b, low in zip(a_rO.split(sizes), b_rI.split(sizes), low_eOI.unbind(), strict=True):
+            torch.mm(a.mT, b, out=low)
+
+    if low_eOI is not out_eOI:
+        out_eOI.copy_(low_eOI)
+
+
+def _by_expert(rows_rI: Tensor, n_experts: int) -> Tensor:
+    return rows_rI.view(n_experts, len(rows_rI) // n_experts, rows_rI.shape[1])
+
+
+def _room_for_rows(x_ND: Tensor, n_rows: int) -> Tensor:
+    # Room for a result of each row, and a zero that stands for a dropped assignment's.
+    y_RD = x_ND.new_empty(n_rows + 1, x_ND.shape[1])
+    y_RD[n_rows].zero_()
+    return y_RD
 
 
 def _with_zero_row(x_ND: Tensor) -> Tensor:
     # For rows without a token. Some other token's values would do as well, being weighted by 0, if they were finite.
     return F.pad(x_ND, (0, 0, 0, 1))
-
-
-def _gather(x_ND: Tensor, token: Tensor) -> Tensor:
-    return x_ND.index_select(0, token.flatten()).view(*token.shape, x_ND.shape[1])
-
-
-def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if out.dtype == a.dtype:
-        torch.matmul(a, b, out=out)
-    else:
-        out.copy_(torch.matmul(a, b))
 
 
 def _sum_bags(y_RD: Tensor, slots: Slots, weight_A: Tensor | None) -> Tensor:
