@@ -7,6 +7,7 @@ import click
 from db.runners import list_runners
 from server.desk import Desk, verb
 from server.show import runner_table
+from server.systemd import install, uninstall
 from server.tools.run import run
 from server.views import runner_line
 
@@ -58,3 +59,7 @@ def runner_status(desk: Desk) -> None:
     lines = [runner_line(desk.lab, item) for item in list_runners(desk.lab.store)]
     desk.console.print(runner_table(lines))
     desk.say({"runners": [line.model_dump(mode="json") for line in lines]})
+
+
+verb(runner)(install)
+verb(runner)(uninstall)

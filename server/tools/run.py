@@ -73,7 +73,7 @@ def run(
         count = stop_runners(lab)
         done = f"stopped {count} runner{'s' * (count != 1)}" if count else "no runner was alive"
     elif action == "restart":
-        done = f"{_named(restart_runners(lab))} started anew; what trained goes on"
+        done = f"{_in_words(lab, restart_runners(lab))}: started anew, and what trained goes on"
     else:
         done = _in_words(lab, set_modes(lab, _MODES[action]))
 
@@ -124,17 +124,13 @@ def _cancel(lab: Lab, experiment_id: int | None) -> str:
 
 
 def _in_words(lab: Lab, runners: Sequence[Runner]) -> str:
-    states = {state_of(lab, runner) for runner in runners}
-    return f"{_named(runners)} {'are' if len(runners) > 1 else 'is'} {'; '.join(sorted(states))}"
+    said = []
+    for runner in runners:
+        state = state_of(lab, runner)
+        where = f"(pid {runner.pid}, {runner.device_name})" if runner.pid else f"({runner.device_name})"
+        said.append(f"runner {runner.id} {f'is alive {where}' if state == 'alive' else f'{where} is {state}'}")
 
-
-def _named(runners: Sequence[Runner]) -> str:
-    return ", ".join(
-        f"runner {runner.id} (pid {runner.pid}, {runner.device_name})"
-        if runner.pid
-        else f"runner {runner.id} ({runner.device_name})"
-        for runner in runners
-    )
+    return "; ".join(said)
 
 
 def _next(action: str, experiment_id: int | None, work: int) -> str:
