@@ -15,6 +15,7 @@ from agents.judge import judge_experiment
 from db.errors import LabError, LabUnusableError
 from db.events import add_event
 from db.experiments import experiments_to_judge, mark_judged
+from db.failpoints import failpoint
 from db.lab import Lab
 from db.processes import FileLock
 from db.records import Task
@@ -32,11 +33,13 @@ def work(lab: Lab) -> None:
     """Does all due work of the lab, unless another process does; returns when nothing is due."""
     with FileLock(lab.lock("mind")) as lock:
         while lock.acquire(timeout=0.5):
+            failpoint("mind.locked")
             fail_interrupted_tasks(lab.store, _INTERRUPTED)
             while _step(lab):
                 pass
 
             lock.release()
+            failpoint("mind.released")
             if not has_due(lab):  # what became due between the last step and the release
                 break
 
@@ -49,7 +52,7 @@ def _step(lab: Lab) -> bool:
 
     for experiment in experiments_to_judge(lab.store):
         try:
-            with lab.store.transaction():
+            with lab.store.transaction("judge"):
                 verdict = judge_experiment(lab, experiment)
                 if verdict is not None and verdict.final:
                     learn(lab)

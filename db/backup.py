@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from db.errors import LabUnusableError, RefusedError
+from db.failpoints import failpoint
 from db.processes import sync_folder
 from db.store import Store
 
@@ -54,8 +55,10 @@ def back_up(folder: Path, output: Path | None = None, *, force: bool = False) ->
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         try:
             _copy(database, Path(name), target)
+            failpoint("backup.copied")
             os.fsync(descriptor)
             _give_name(Path(name), target, force=force)
+            failpoint("backup.named")
         finally:
             os.close(descriptor)
             Path(name).unlink(missing_ok=True)

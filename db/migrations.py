@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from db.failpoints import failpoint
+
 MIGRATIONS = Migrations("blueberry")
 
 
@@ -11,6 +13,7 @@ def _run(db: Database, script: str) -> None:
     for statement in script.split(";\n\n"):
         if statement.strip():
             db.conn.execute(statement)
+            failpoint("migrate.statement")
 
 
 @MIGRATIONS()

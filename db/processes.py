@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from db.failpoints import failpoint
 from db.logs import rotate
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -179,7 +180,9 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
 
+    failpoint("write.synced")
     temporary.replace(path)
+    failpoint("write.renamed")
     sync_folder(path.parent)
 
 

@@ -114,7 +114,7 @@ def claim_run(store: Store, runner: Runner, at: Instant, *, lease_seconds: float
 
     Best: highest priority, then oldest. A run that needs another waits until that one has completed and passed.
     """
-    with store.transaction():
+    with store.transaction("claim"):
         row = store.row(
             """
             UPDATE runs SET status = 'running', token = token + 1, started_at = coalesce(started_at, :now),
@@ -182,7 +182,7 @@ def adopt_attempt(store: Store, attempt: Attempt, runner: Runner, at: Instant, *
     Raises:
         FencedError: somebody else was faster.
     """
-    with store.transaction():
+    with store.transaction("adopt"):
         token = store.value("UPDATE runs SET token = token + 1 WHERE id = ? RETURNING token", (attempt.run_id,))
         changed = store.execute(
             """
@@ -210,7 +210,7 @@ def ingest(
     Raises:
         FencedError: the attempt is no longer ours; nothing was stored.
     """
-    with store.transaction():
+    with store.transaction("ingest"):
         changed = store.execute(
             """
             UPDATE attempts SET metrics_offset = ?, lease_until = ?, heartbeat_at = ?
@@ -233,7 +233,7 @@ def finish_attempt(store: Store, attempt: Attempt, outcome: Outcome, *, max_fail
     Raises:
         FencedError: the attempt is no longer ours; nothing was stored.
     """
-    with store.transaction():
+    with store.transaction("finish"):
         ended = "completed" if outcome.status == "pruned" else outcome.status
         _end_attempt(store, attempt, ended, outcome.error, outcome.exit_code)
         status: str = outcome.status
@@ -252,7 +252,7 @@ def lose_attempt(store: Store, attempt: Attempt, reason: str, *, max_lost: int) 
     Raises:
         FencedError: the attempt is no longer ours.
     """
-    with store.transaction():
+    with store.transaction("lose"):
         _end_attempt(store, attempt, "lost", reason, None)
         lost = store.value("UPDATE runs SET lost = lost + 1 WHERE id = ? RETURNING lost", (attempt.run_id,))
         status = "failed" if lost >= max_lost else "queued"
@@ -265,14 +265,14 @@ def put_back(store: Store, attempt: Attempt, reason: str) -> Run:
     Raises:
         FencedError: the attempt is no longer ours.
     """
-    with store.transaction():
+    with store.transaction("put_back"):
         _end_attempt(store, attempt, "cancelled", reason, None)
         return _settle(store, attempt.run_id, "queued", Outcome(status="failed", error=reason))
 
 
 def cancel_experiment_runs(store: Store, experiment_id: int) -> int:
     """Cancels the runs that no other open experiment shares: queued ones at once, running ones by their runner."""
-    with store.transaction():
+    with store.transaction("cancel"):
         rows = store.rows(
             """
             SELECT runs.id, runs.status FROM runs JOIN experiment_runs AS mine ON mine.run_id = runs.id

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from db import failpoints
 from db.errors import SettingsError
 
 _PREFIX = "BLUEBERRY_"
-_NOT_SETTINGS = frozenset({"BLUEBERRY_LAB"})
+_NOT_SETTINGS = frozenset({"BLUEBERRY_LAB", failpoints.VARIABLE})
 
 
 class _Section(BaseModel):

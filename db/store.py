@@ -21,6 +21,7 @@ from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite3 where installed
 
 from db.errors import LabUnusableError, NewerLabError
+from db.failpoints import failpoint
 from db.migrations import MIGRATIONS
 from db.processes import FileLock
 
@@ -40,6 +41,7 @@ class Store:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self.read_only = read_only
+        self._steps: list[str] = []
         with self._explained():
             if read_only:
                 address = f"file:{quote(str(path))}?mode=ro"
@@ -59,23 +61,36 @@ class Store:
         self.database.conn.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All writes within it, or none. One inside another joins it."""
+    def transaction(self, step: str = "") -> Iterator[None]:
+        """All writes within it, or none. One inside another joins it.
+
+        Args:
+            step: the step of a protocol that it is, if any. STEP.commit and STEP.committed are failpoints of the
+                transaction that it is or has joined.
+        """
         connection = self.database.conn
         if connection.in_transaction:
+            self._steps += [step] * bool(step)
             yield
             return
 
+        self._steps = [step] * bool(step)
         with self._explained():
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                for name in self._steps:
+                    failpoint(f"{name}.commit")
+
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:  # a full disk may have rolled back already
                     connection.execute("ROLLBACK")
 
                 raise
+
+        for name in self._steps:
+            failpoint(f"{name}.committed")
 
     def rows(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """The rows of a query, or of a statement with RETURNING."""
@@ -143,8 +158,11 @@ class Store:
             if not lock.acquire(BUSY_SECONDS):
                 raise LabUnusableError(f"another process has been migrating {self.path} for {BUSY_SECONDS:.0f} s")
 
+            failpoint("migrate.locked")
             self.database.conn.execute("PRAGMA journal_mode = WAL")
+            failpoint("migrate.wal")
             MIGRATIONS.apply(self.database)
+            failpoint("migrate.applied")
 
     def _is_migrated(self) -> bool:
         return bool(self.value("SELECT count(*) FROM sqlite_master WHERE name = '_sqlite_migrations'"))

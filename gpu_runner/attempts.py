@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from db.clock import Instant
 from db.errors import FencedError
 from db.events import add_event
+from db.failpoints import failpoint
 from db.lab import Lab
 from db.queue import (
     Outcome,
@@ -87,6 +88,7 @@ class Attempts:
         """Looks after an attempt from now on."""
         if child.pid is not None and attempt.pid != child.pid:
             set_pid(self.store, attempt, child.pid)
+            failpoint("start.noted")
 
         self.held[attempt.id] = Held(
             attempt=attempt,
@@ -178,7 +180,7 @@ class Attempts:
         self._settle(held, now)
 
     def _ingest(self, held: Held, new: NewLines, now: Instant) -> bool:
-        with self.store.transaction():
+        with self.store.transaction("ingest"):
             cancel = ingest(
                 self.store, held.attempt, new.points, new.offset, now, lease_seconds=self._settings.lease_seconds
             )
@@ -201,6 +203,7 @@ class Attempts:
     def _settle(self, held: Held, now: Instant) -> None:
         """Writes how an attempt ended, whose processes are all dead."""
         outcome = read_outcome(held.child.directory, held.kind)
+        failpoint("settle.read")
         has_result = isinstance(outcome, Outcome) and outcome.status != "failed"
         if not has_result and get_run(self.store, held.attempt.run_id).cancel_requested:
             outcome = Outcome(status="cancelled")
@@ -219,7 +222,9 @@ class Attempts:
             self.quiet_until = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 
         self._release(held)
+        failpoint("settle.released")
         settle_files(self.store, self.lab.runs_folder, run.id)
+        failpoint("settle.tidied")
         _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
 
     def _release(self, held: Held) -> None:

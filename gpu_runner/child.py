@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from db.failpoints import failpoint
 from db.processes import FileLock, is_locked, spawn_module, write_atomically
 from gpu_runner.card import Card
 from gpu_runner.tree import kill_tree
@@ -60,12 +61,15 @@ class Child:
             FileExistsError: there is such a folder, left by another life of the lab.
         """
         directory.mkdir(parents=True)
+        failpoint("start.made")
         with FileLock(directory / "lock") as tree, FileLock(directory / "shim.lock") as shim:
             if not (tree.acquire(LOCK_SECONDS) and shim.acquire(LOCK_SECONDS)):
                 raise FileExistsError(f"{directory} is in use by another process")
 
+            failpoint("start.locked")
             write_atomically(directory / "config.json", json.dumps(request, indent=2, allow_nan=False) + "\n")
             confirm()
+            failpoint("start.confirmed")
             handed_down = (tree.fd, slot.fd)
             process = spawn_module(
                 "gpu_runner.shim",
@@ -75,6 +79,7 @@ class Child:
                 cwd=directory,
                 environment=environment,
             )
+            failpoint("start.spawned")
             return cls(directory, process)
 
     @property

@@ -17,6 +17,7 @@ import os
 from db.clock import Instant
 from db.errors import FencedError, LabUnusableError
 from db.experiments import experiments_to_judge
+from db.failpoints import failpoint
 from db.lab import Lab
 from db.processes import FileLock
 from db.queue import Claim, Outcome, claim_run, count_queued, finish_attempt, lose_attempt, put_back
@@ -42,11 +43,13 @@ class Daemon:
         self.card = card
         self.store = lab.store
         self.runner = register_runner(self.store, card.columns())
+        failpoint("daemon.registered")
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
         self.attempts = Attempts(lab, self.runner)
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
         self.room = Room(lab, self.runner)
         delete_leftovers(self.store, lab.runs_folder)
+        failpoint("daemon.ready")
         self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
         self._mode: RunnerMode = "open"
@@ -86,6 +89,7 @@ class Daemon:
     def begin_stop(self, now: Instant) -> None:
         """Ends the children and claims no more; the steps that follow put the runs back into the queue."""
         self.attempts.end_all(now)
+        failpoint("daemon.stopping")
 
     def is_drained(self) -> bool:
         """Whether the daemon was asked to end when nothing trains any more, and nothing does."""
@@ -93,7 +97,7 @@ class Daemon:
 
     def close(self, message: str) -> None:
         """Notes that this daemon has gone. Once drained, the next one may claim again."""
-        with self.store.transaction():
+        with self.store.transaction("close"):
             stop_runner(self.store, self.runner.id, message)
             if self.is_drained():
                 set_mode(self.store, self.runner.id, "open")

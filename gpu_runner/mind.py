@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 
+from db.failpoints import failpoint
 from db.lab import Lab
 from db.processes import spawn_module
 
@@ -29,4 +30,5 @@ class MindWaker:
 
         if self.due:
             self.process = spawn_module("agents", [str(self._lab.folder)], log=self._lab.log("mind"))
+            failpoint("mind.woken")
             self.due = False

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from db.errors import NotFoundError
+from db.failpoints import failpoint
 from db.processes import is_locked
 from db.queue import get_run
 from db.store import Store
@@ -47,3 +48,4 @@ def drop_in(directory: Path) -> None:
     for path in directory.glob(_CHECKPOINTS):
         with suppress(OSError):  # on a read-only disk it stays
             path.unlink()
+            failpoint("checkpoint.dropped")

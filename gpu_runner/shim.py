@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from db.failpoints import failpoint
 from db.logs import keep_short, shorten
 from db.processes import adopt_orphans, kill_children, write_atomically
 
@@ -46,7 +47,9 @@ class Shim:
 
     def run(self) -> None:
         """Runs all steps and writes exit.json."""
+        failpoint("shim.started")
         (self.directory / "shim.lock").write_text(f"{os.getpid()}\n")
+        failpoint("shim.named")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would turn every exit code into 0
         adopt_orphans()
         signal.signal(signal.SIGALRM, self._kill)
@@ -66,8 +69,10 @@ class Shim:
         for path in (self.directory / "metrics.jsonl", log):
             _sync(path)  # exit.json promises that they are whole
 
+        failpoint("shim.synced")
         ended = {"step": step, "exit_code": exit_code, "terminated": self.terminated}
         write_atomically(self.directory / "exit.json", json.dumps(ended) + "\n")
+        failpoint("shim.ended")
 
     def _run_step(self, step: str) -> int:
         with (self.directory / "log.txt").open("ab") as log:
@@ -80,12 +85,14 @@ class Shim:
                 cwd=self.directory,  # python -m looks there first: no folder of the user's can stand in for moe/
             )
 
+        failpoint("shim.step_started")
         if self.terminated:  # the signal came while the child was being started
             self._terminate(signal.SIGTERM, None)
 
         exit_code = self.child.wait()
         signal.alarm(0)
         kill_children()  # whatever it left behind: it would hold memory of the card
+        failpoint("shim.step_ended")
         return exit_code
 
     def _terminate(self, _number: int, _frame: FrameType | None) -> None:

@@ -116,7 +116,7 @@ def _cancel(lab: Lab, experiment_id: int | None) -> str:
     if experiment_id is None:
         raise RefusedError('action="cancel" needs experiment_id; to end the runner use action="stop"')
 
-    with lab.store.transaction():
+    with lab.store.transaction("cancel"):
         move_experiment(lab.store, experiment_id, "cancelled", allowed=_OPEN, reason="cancelled on request")
         count = cancel_experiment_runs(lab.store, experiment_id)
 

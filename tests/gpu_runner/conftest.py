@@ -30,6 +30,7 @@ from moe.fingerprint import code_hash
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent / "standin"
+LEAN = Path(__file__).parent / "lean"
 WAIT_SECONDS = 60.0
 
 SETTINGS = """
@@ -81,7 +82,7 @@ class Bench:
         self, *, key: str | None = None, standin: bool = True, variables: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Starts a daemon; its log is logs/runner.log. `key` makes it one of another card."""
-        paths = [*([str(STANDIN)] if standin else []), str(ROOT)]
+        paths = [*([str(STANDIN)] if standin else []), str(LEAN), str(ROOT)]
         command = [sys.executable, "-m", "gpu_runner", str(self.lab.folder)]
         if key is not None:
             command = [sys.executable, "-c", OTHER_DAEMON, str(self.lab.folder), key]

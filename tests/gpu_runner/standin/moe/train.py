@@ -1,7 +1,11 @@
-"""Behaves as config.json says: `act` names what happens, the file `go` in the lab ends a wait."""
+"""Behaves as config.json says: `act` names what happens, the file `go` in the lab ends a wait.
+
+With `save` it leaves a checkpoint every so many points and resumes from an earlier attempt's, as moe.train does.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -17,8 +21,31 @@ class Actor:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config: dict[str, Any] = json.loads((directory / "config.json").read_bytes())["config"]
+        self.request: dict[str, Any] = json.loads((directory / "config.json").read_bytes())
+        self.config: dict[str, Any] = self.request["config"]
         self.metrics = directory / "metrics.jsonl"
+
+    def be_alone(self) -> None:
+        """Leaves the file `doubled` in the lab if another process trains this run at the same time."""
+        lab, run_id = self.directory.parents[1], self.directory.name.partition("-")[0]
+        descriptor = os.open(lab / f"only-{run_id}", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (lab / "doubled").write_text(self.directory.name)
+
+    def resume(self) -> int:
+        """Takes over the checkpoint of an earlier attempt and the points until then; returns the step to go on with."""
+        earlier = Path(self.request.get("resume") or self.directory)
+        found = sorted(earlier.glob("resume-*.pt"))
+        if not found:
+            return 1
+
+        step = int(found[-1].stem.partition("-")[2])
+        lines = (earlier / "metrics.jsonl").read_text().splitlines(keepends=True)
+        self.metrics.write_text("".join(lines[:step]))
+        os.link(found[-1], self.directory / found[-1].name)
+        return step + 1
 
     def add_points(self, first: int, last: int) -> None:
         """Appends points one line at a time; train_loss is 1 / step."""
@@ -28,6 +55,9 @@ class Actor:
                 point = {"step": step, "tokens": step * 10, "seconds": step / 100, "values": values}
                 file.write(json.dumps(point) + "\n")
                 file.flush()
+                if step % self.config.get("save", step + 1) == 0:
+                    (self.directory / f"resume-{step:09d}.pt").touch()
+
                 time.sleep(self.config.get("pause", 0.0))
 
     def add_bytes(self, content: bytes) -> None:
@@ -60,9 +90,14 @@ class Actor:
     def act(self) -> int:
         """Does it; returns the exit code."""
         act = self.config.get("act", "train")
-        if act == "train":
-            self.add_points(1, self.config.get("points", 5))
-        elif act == "wait":
+        is_first = self.directory.name.endswith("-1")
+        if act == "train" or (act == "linger" and not is_first):
+            self.add_points(self.resume(), self.config.get("points", 5))
+        elif act == "die once":
+            self.add_points(self.resume(), 5)
+            if is_first:
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif act in ("wait", "linger"):
             self.wait()
         elif act == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,7 +116,7 @@ class Actor:
 
             return 3
         elif act == "crash once":
-            if self.directory.name.endswith("-1"):
+            if is_first:
                 self.explain("RuntimeError", "bad luck")
                 return 1
 
@@ -110,6 +145,7 @@ def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     actor = Actor(Path(arguments[0]))
     print("the environment has a secret:", any("KEY" in name for name in os.environ))  # noqa: T201
+    actor.be_alone()
     actor.add_points(1, 0)
     if weights := actor.config.get("weights"):
         (actor.directory / "checkpoint.pt").write_bytes(b"w" * weights)
