@@ -95,7 +95,7 @@ def _check_folder(folder: Path) -> Iterator[Check]:
     free = shutil.disk_usage(folder).free
     says = f"{free / 2**30:.1f} GiB are free"
     if free < FREE_BYTES:
-        fix = f"free some space: training stops when the disk is full; du -sh {folder}/* shows what is large"
+        fix = "free some space: no run starts that the disk could not hold; blueberry clean shows what may go"
         yield Check(name="disk", level="warning", says=says, fix=fix)
     else:
         yield Check(name="disk", level="ok", says=says)

@@ -6,12 +6,17 @@ leaves a file too many (gpu_runner/disk.py finds it), never a row that promises 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from db.records import Attempt, Run
 from db.store import Store
+
+WEIGHTS = "checkpoint.pt"
+"""In a run directory, the trained weights."""
 
 _WANTED = """
 SELECT attempts.id AS attempt_id, attempts.run_id, attempts.directory, attempts.weights_bytes AS bytes, CASE
@@ -79,6 +84,13 @@ def drop_weights(store: Store, attempt_ids: Collection[int], *, also: Collection
             [(item.attempt_id,) for item in dropped],
         )
         return dropped
+
+
+def delete_files(runs_folder: Path, dropped: Iterable[Weights]) -> None:
+    """Deletes the files of weights that are marked as dropped."""
+    for item in dropped:
+        with suppress(OSError):  # on a read-only disk it stays
+            (runs_folder / item.directory / WEIGHTS).unlink()
 
 
 def note_bytes(store: Store, attempt_id: int, *, total: int, weights: int) -> None:

@@ -24,10 +24,11 @@ from db.records import ENDED_RUN, Run, Runner
 from db.runners import beat_runner
 from db.store import Store
 from db.weights import (
-    Weights,
+    WEIGHTS,
     as_size,
     attempt_in,
     attempts_of,
+    delete_files,
     drop_weights,
     held_bytes,
     list_weights,
@@ -41,7 +42,6 @@ from moe.config import Config
 
 _LOG = logging.getLogger(__name__)
 
-WEIGHTS = "checkpoint.pt"
 _TORN = ".*.tmp"  # moe/rundir.py writes under such a name, and renames
 _AT_ONCE = 500
 
@@ -94,18 +94,12 @@ def drop_unwanted(store: Store, runs_folder: Path, *, at_least: int | None = Non
             freed += item.bytes
 
     dropped = drop_weights(store, chosen) if chosen else []
-    delete_weights(runs_folder, dropped)
+    delete_files(runs_folder, dropped)
     if dropped:
         freed = sum(item.bytes for item in dropped)
         _LOG.info("dropped the weights of %d runs, which nothing needs: %s", len(dropped), as_size(freed))
 
     return sum(item.bytes for item in dropped)
-
-
-def delete_weights(runs_folder: Path, dropped: list[Weights]) -> None:
-    """Deletes the files of weights that are marked as dropped."""
-    for item in dropped:
-        _delete(runs_folder / item.directory, WEIGHTS)
 
 
 class Room:

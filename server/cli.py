@@ -19,6 +19,7 @@ from db.experiments import get_experiment, latest_verdict, list_experiments
 from db.records import ENDED_EXPERIMENT, ExperimentStatus
 from db.tasks import get_cycle
 from server.arguments import ArgumentsError, call, explain
+from server.clean import clean
 from server.copies import backup, export
 from server.desk import FAILED, INTERRUPTED, Desk, verb, where_to_go
 from server.doctor import doctor
@@ -239,6 +240,7 @@ def cancel(desk: Desk, experiment: int) -> None:
 blueberry.add_command(runner)
 verb(blueberry)(export)
 verb(blueberry)(backup)
+verb(blueberry)(clean)
 verb(blueberry)(doctor)
 verb(blueberry, "preflight")(preflight_command)
 

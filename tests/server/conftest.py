@@ -24,7 +24,7 @@ from db.experiments import add_experiment
 from db.lab import Lab
 from db.processes import FileLock
 from db.queue import add_run
-from db.records import Experiment, Run
+from db.records import Arm, Experiment, Run
 from db.runners import register_runner
 from moe.presets import PRESETS
 
@@ -128,8 +128,8 @@ def put_experiment(lab: Lab, **values: Any) -> Experiment:
     return add_experiment(lab.store, columns | values)
 
 
-def put_run(lab: Lab, experiment_id: int, seed: int = 1) -> Run:
-    """A training run in the queue."""
+def put_run(lab: Lab, experiment_id: int, seed: int = 1, *, arm: Arm = "treatment", **columns: Any) -> Run:
+    """A run in the queue, by default one that trains."""
     values = {
         "kind": "train",
         "fingerprint": f"{experiment_id:016x}",
@@ -142,7 +142,7 @@ def put_run(lab: Lab, experiment_id: int, seed: int = 1) -> Run:
         "priority": 0,
         "steps": 40,
     }
-    return add_run(lab.store, experiment_id, "treatment", values).run
+    return add_run(lab.store, experiment_id, arm, values | columns).run
 
 
 @pytest.fixture(autouse=True)
