@@ -39,7 +39,7 @@ class RunProgress(_View):
 
 
 class GpuReading(_View):
-    """The newest look at the card."""
+    """One look at a card."""
 
     at: str
     utilization_percent: float | None
@@ -99,6 +99,12 @@ def overview(store: Store) -> Overview:
         interactions=int(store.value("SELECT count(*) FROM interactions")),
         usd_today=usd_today(store),
     )
+
+
+def gpu_readings(store: Store, runner_id: int, *, limit: int) -> list[GpuReading]:
+    """The newest looks at one runner's card, the oldest of them first."""
+    rows = store.rows("SELECT * FROM gpu_samples WHERE runner_id = ? ORDER BY id DESC LIMIT ?", (runner_id, limit))
+    return [GpuReading.model_validate(row) for row in reversed(rows)]
 
 
 def running_runs(store: Store) -> list[RunProgress]:

@@ -10,6 +10,7 @@ from server.show import runner_table
 from server.systemd import install, uninstall
 from server.tools.run import run
 from server.views import runner_line
+from server.watch import watch
 
 
 @click.group()
@@ -63,3 +64,4 @@ def runner_status(desk: Desk) -> None:
 
 verb(runner)(install)
 verb(runner)(uninstall)
+verb(runner)(watch)
