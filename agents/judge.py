@@ -27,6 +27,7 @@ from statistics import fmean
 from scipy.special import stdtrit
 
 from agents.planner import add_pairs, configs_of
+from db.cards import experiment_kwh
 from db.experiments import add_verdict, latest_verdict, mark_judged, move_experiment
 from db.lab import Lab
 from db.queries import Pair, comparable_pairs, experiment_seconds, pairs, probe_runs
@@ -267,6 +268,7 @@ def _conclude(
             "baseline_flops": theirs.flops,
             "treatment_flops": ours.flops,
             "cost_seconds": experiment_seconds(lab.store, experiment.id),
+            "cost_kwh": experiment_kwh(lab.store, experiment.id),
         },
     )
     if final:

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from db.errors import RefusedError
 from db.lab import Lab
+from db.micro_batches import KnownFit, known_fit
 from db.queries import flops_per_second, seconds_around_training
 from db.records import Runner
 from db.runners import list_runners
-from moe.accounting import account, fit_micro_batch, peak_memory_bytes
+from moe.accounting import account, fit_micro_batch, memory_class, peak_memory_bytes
 from moe.config import Config, ConfigError, apply
 from moe.fingerprint import pin
 from moe.precision import Precision, precision_on
@@ -93,12 +94,14 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
         )
         if value > limit
     ]
-    micro = _micro_batch(config, available, precision, limits.max_batch_size)
+    known = known_fit(lab.store, runner.hardware_class, memory_class(config, precision)) if runner else KnownFit()
+    most = limits.max_batch_size if known.most is None else min(known.most, limits.max_batch_size)
+    micro = fit_micro_batch(config, available, precision, most=most)
     if micro is None:
         problems.append(
             f"no micro-batch of {config.seq_len}-token sequences fits: the smallest needs "
             f"{_smallest(config, precision) / 2**30:.1f} GiB of {(available or 0) / 2**30:.1f} GiB allowed, "
-            f"with at most {limits.max_batch_size} sequences (max_batch_size)"
+            f"with at most {limits.max_batch_size} sequences (max_batch_size){known.note}"
         )
 
     fitted = config if micro is None else apply(config, {"micro_batch_size": micro})
@@ -129,19 +132,6 @@ def precision_for(config: Config, runner: Runner | None) -> Precision:
         return config.precision
 
     return runner.precision if runner else "fp32"
-
-
-def _micro_batch(config: Config, available: int | None, precision: Precision, most: int) -> int | None:
-    sizes = [
-        size
-        for size in range(1, min(most, config.micro_batch_size) + 1)
-        if config.batch_size % size == 0 and size % config.routing_group == 0
-    ]
-    if not sizes:
-        return None
-
-    limited = apply(config, {"micro_batch_size": max(sizes)})
-    return limited.micro_batch_size if available is None else fit_micro_batch(limited, available, precision)
 
 
 def _smallest(config: Config, precision: Precision) -> int:

@@ -40,6 +40,12 @@ def m003_disk(db: Database) -> None:
     _run(db, _DISK)
 
 
+@MIGRATIONS()
+def m004_cards(db: Database) -> None:
+    """Energy, disturbances, and the micro-batches that were too large for a card."""
+    _run(db, _CARDS)
+
+
 _TABLES = """
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,
@@ -364,5 +370,44 @@ CREATE INDEX attempts_weights ON attempts (id) WHERE weights_bytes > 0;
 CREATE INDEX attempts_unmeasured ON attempts (id) WHERE bytes IS NULL AND status != 'live';
 
 CREATE INDEX IF NOT EXISTS runs_needs ON runs (needs_run_id) WHERE needs_run_id IS NOT NULL;
+
+"""
+
+_CARDS = """
+ALTER TABLE gpu_samples ADD COLUMN uptime REAL;
+
+ALTER TABLE gpu_samples ADD COLUMN energy_joules REAL;
+
+ALTER TABLE gpu_samples ADD COLUMN slowdowns TEXT;
+
+ALTER TABLE gpu_samples ADD COLUMN others INTEGER;
+
+ALTER TABLE attempts ADD COLUMN joules REAL;
+
+ALTER TABLE attempts ADD COLUMN card_fault TEXT;
+
+ALTER TABLE attempts ADD COLUMN micro_batch_size INTEGER;
+
+ALTER TABLE runs ADD COLUMN disturbance TEXT;
+
+ALTER TABLE verdicts ADD COLUMN cost_kwh REAL;
+
+CREATE INDEX attempts_ended ON attempts (ended_at);
+
+CREATE TABLE energy_days (
+    day TEXT NOT NULL,
+    runner_id INTEGER NOT NULL REFERENCES runners (id),
+    joules REAL NOT NULL,
+    PRIMARY KEY (day, runner_id)
+) WITHOUT ROWID;
+
+CREATE TABLE micro_batches (
+    hardware_class TEXT NOT NULL,
+    model TEXT NOT NULL,
+    fits INTEGER,
+    fails INTEGER,
+    updated_at TEXT NOT NULL,
+    PRIMARY KEY (hardware_class, model)
+) WITHOUT ROWID;
 
 """

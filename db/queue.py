@@ -46,9 +46,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. `pruned` is a result (a diverged model); `failed` is a fault, and is tried again."""
+    """How an attempt ended. `pruned` is a result (a diverged model); `failed` is a fault, and is tried again;
+    `refitted` ran out of memory, and is tried again with less, which counts as no failure."""
 
-    status: Literal["completed", "pruned", "failed", "cancelled"]
+    status: Literal["completed", "pruned", "failed", "refitted", "cancelled"]
     score: Mapping[str, Any] | None = None
     error: str | None = None
     log_tail: str | None = None
@@ -234,9 +235,9 @@ def finish_attempt(store: Store, attempt: Attempt, outcome: Outcome, *, max_fail
         FencedError: the attempt is no longer ours; nothing was stored.
     """
     with store.transaction("finish"):
-        ended = "completed" if outcome.status == "pruned" else outcome.status
+        ended = {"pruned": "completed", "refitted": "failed"}.get(outcome.status, outcome.status)
         _end_attempt(store, attempt, ended, outcome.error, outcome.exit_code)
-        status: str = outcome.status
+        status = "queued" if outcome.status == "refitted" else str(outcome.status)
         if outcome.status == "failed":
             failures = store.value(
                 "UPDATE runs SET failures = failures + 1 WHERE id = ? RETURNING failures", (attempt.run_id,)

@@ -138,7 +138,7 @@ class Runner(Record):
 
 class Run(Record):
     """One child process on one config and seed; its progress, and its score when it is done. `code` is the hash of
-    moe/ that its fingerprint was made of."""
+    moe/ that its fingerprint was made of, `disturbance` what made it a worse measurement, as a throttled card does."""
 
     id: int
     kind: RunKind
@@ -164,6 +164,7 @@ class Run(Record):
     log_tail: str | None
     failures: int
     lost: int
+    disturbance: str | None
     created_at: str
     started_at: str | None
     ended_at: str | None
@@ -188,6 +189,8 @@ class Attempt(Record):
     metrics_offset: int
     exit_code: int | None
     error: str | None
+    joules: float | None
+    micro_batch_size: int | None
     started_at: str
     heartbeat_at: str
     ended_at: str | None
@@ -225,6 +228,7 @@ class Verdict(Record):
     baseline_flops: float | None
     treatment_flops: float | None
     cost_seconds: float
+    cost_kwh: float | None
     created_at: str
 
 

@@ -72,10 +72,3 @@ def stop_runner(store: Store, runner_id: int, message: str) -> None:
 def set_mode(store: Store, runner_id: int, mode: RunnerMode) -> None:
     """Lets a runner claim, or not; its daemon heeds it at the next claim, and so does the next daemon."""
     store.execute("UPDATE runners SET mode = ? WHERE id = ?", (mode, runner_id))
-
-
-def add_gpu_sample(
-    store: Store, runner_id: int, attempt_id: int | None, sample: Mapping[str, float | int | None]
-) -> None:
-    """Stores one look at the card: utilization_percent, memory_bytes, temperature_celsius, power_watts."""
-    store.insert("gpu_samples", {"runner_id": runner_id, "attempt_id": attempt_id, "at": utc_now(), **sample})

@@ -80,6 +80,10 @@ class Runner(_Section):
     every run, until the disk or max_disk_gib has no room for the next one."""
     max_disk_gib: Annotated[float | None, Field(gt=0.0)] = None
     """Most that runs/ may hold; None: as much as the disk does."""
+    gpu_hours_per_day: Annotated[float | None, Field(ge=0.0, le=2400.0)] = None
+    """Hard cap over one UTC day, over all devices of the lab: then nothing trains until the next. None: no cap."""
+    kwh_per_day: Annotated[float | None, Field(ge=0.0)] = None
+    """Hard cap over one UTC day of what the runs use, as the cards measure it; without a measurement nothing starts."""
 
 
 class Settings(BaseSettings):

@@ -33,6 +33,7 @@ from db.records import Attempt, RunKind, Runner
 from db.settings import Runner as RunnerSettings
 from gpu_runner.child import Child
 from gpu_runner.disk import settle_files
+from gpu_runner.gate import Gate
 from gpu_runner.metrics import NewLines, read_new_lines
 from gpu_runner.outcome import log_tail, read_outcome
 from gpu_runner.shim import GRACE_SECONDS
@@ -50,7 +51,8 @@ _LONGEST_BACK_OFF = 30.0
 class Held:
     """An attempt that this daemon looks after. Times are seconds since boot.
 
-    `verdict` is how it ends if it leaves no result, where this daemon has ended it.
+    `verdict` is how it ends if it leaves no result, where this daemon has ended it; `put_back` why it has ended it to
+    have the run go on later.
     """
 
     attempt: Attempt
@@ -61,6 +63,7 @@ class Held:
     watchdog: Watchdog
     kill_at: float | None = None
     verdict: Outcome | None = None
+    put_back: str | None = None
     garbage: int = 0
     rebooted: bool = False
 
@@ -73,10 +76,11 @@ class Attempts:
     attempts were lost one after the other.
     """
 
-    def __init__(self, lab: Lab, runner: Runner) -> None:
+    def __init__(self, lab: Lab, runner: Runner, gate: Gate) -> None:
         self.lab = lab
         self.store = lab.store
         self.runner = runner
+        self.gate = gate
         self.held: dict[int, Held] = {}
         self.former: list[subprocess.Popen[bytes]] = []
         self.stopping = False
@@ -141,6 +145,12 @@ class Attempts:
         for held in self.held.values():
             self._end(held, now, grace=KILL_SECONDS)
 
+    def put_back_all(self, reason: str, now: Instant) -> None:
+        """Ends the children for this reason; they leave checkpoints, and watch() puts their runs back."""
+        for held in self.held.values():
+            held.put_back = reason
+            self._end(held, now, grace=KILL_SECONDS)
+
     def reap(self) -> None:
         """Waits for the shims that have ended, which would stay zombies."""
         self.former = [process for process in self.former if process.poll() is None]
@@ -202,7 +212,7 @@ class Attempts:
 
     def _settle(self, held: Held, now: Instant) -> None:
         """Writes how an attempt ended, whose processes are all dead."""
-        outcome = read_outcome(held.child.directory, held.kind)
+        outcome = self.gate.weigh(now, held.attempt, read_outcome(held.child.directory, held.kind))
         failpoint("settle.read")
         has_result = isinstance(outcome, Outcome) and outcome.status != "failed"
         if not has_result and get_run(self.store, held.attempt.run_id).cancel_requested:
@@ -213,8 +223,8 @@ class Attempts:
         if isinstance(outcome, Outcome):
             run = finish_attempt(self.store, held.attempt, outcome, max_failures=self._settings.max_failures)
             self._losses = 0
-        elif self.stopping:
-            run = put_back(self.store, held.attempt, "its runner was stopped")
+        elif self.stopping or held.put_back is not None:
+            run = put_back(self.store, held.attempt, held.put_back or "its runner was stopped")
         else:
             reason = "the machine was restarted" if held.rebooted else outcome.reason
             run = lose_attempt(self.store, held.attempt, reason, max_lost=self._settings.max_lost)

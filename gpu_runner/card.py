@@ -132,9 +132,10 @@ def _visible(gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
 
 def _find(gpus: Sequence[Gpu], wanted: str) -> Gpu | None:
     if wanted.isdecimal():
-        return gpus[int(wanted)] if int(wanted) < len(gpus) else None
+        return next((gpu for gpu in gpus if gpu.index == int(wanted)), None)
 
-    return next((gpu for gpu in gpus if wanted.startswith("GPU-") and gpu.uuid.startswith(wanted)), None)
+    named = wanted.startswith(("GPU-", "MIG-"))
+    return next((gpu for gpu in gpus if named and gpu.uuid.startswith(wanted)), None)
 
 
 def _cpu(torch: str, threads: int, reason: str) -> Card:

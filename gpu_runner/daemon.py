@@ -26,7 +26,10 @@ from db.runners import beat_runner, get_runner, register_runner, set_mode, start
 from gpu_runner.attempts import Attempts
 from gpu_runner.card import Card
 from gpu_runner.disk import Room, delete_leftovers
+from gpu_runner.fit import Fit
+from gpu_runner.gate import Gate
 from gpu_runner.mind import MindWaker
+from gpu_runner.notices import Notices
 from gpu_runner.nvml import Nvml
 from gpu_runner.sampler import Sampler
 from gpu_runner.start import find_problem, start_child
@@ -45,12 +48,14 @@ class Daemon:
         self.runner = register_runner(self.store, card.columns())
         failpoint("daemon.registered")
         start_runner(self.store, self.runner.id, pid=os.getpid(), boot_id=at.boot_id, message=card.message)
-        self.attempts = Attempts(lab, self.runner)
+        notices = Notices(self.store, self.runner.id, card.message)
+        self._sampler = Sampler(self.store, self.runner, card, nvml, notices)
+        self._gate = Gate(lab, self.runner, self._sampler, notices)
+        self.attempts = Attempts(lab, self.runner, self._gate)
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
-        self.room = Room(lab, self.runner)
+        self.room = Room(lab, self.runner, notices)
         delete_leftovers(self.store, lab.runs_folder)
         failpoint("daemon.ready")
-        self._sampler = Sampler(self.store, self.runner, card, nvml)
         self._version = -1
         self._mode: RunnerMode = "open"
         self._claimable = True
@@ -70,6 +75,9 @@ class Daemon:
             self._beat(now)
             self.attempts.adopt(now)
 
+        if (over := self._gate.over_budget(now)) is not None:
+            self.attempts.put_back_all(over, now)
+
         self.attempts.watch(now, changed=changed)
         if self.attempts.ended:
             self.attempts.ended = False
@@ -79,7 +87,9 @@ class Daemon:
         if (changed or self._claimable) and self._may_claim(now):
             self._claim(now)
 
-        self._sampler.step(now, self.lab.settings.runner.sample_seconds, next(iter(self.attempts.held), None))
+        held = next(iter(self.attempts.held.values()), None)
+        attempt_id, leader = (None, None) if held is None else (held.attempt.id, held.child.pid)
+        self._sampler.step(now, self.lab.settings.runner.sample_seconds, attempt_id, leader)
         self.mind.step()
         if changed:
             self._mode = get_runner(self.store, self.runner.id).mode
@@ -123,9 +133,15 @@ class Daemon:
             return
 
         with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:
-            if slot.acquire() and (claim := self._win(now)) is not None:
-                self._start(claim, slot, now)
-                self._claimable = True
+            if not slot.acquire():
+                return
+
+            self._claimable = True  # looks again at the next step, also where the gate is closed
+            if self._gate.is_open(now):
+                claim = self._win(now)
+                self._claimable = claim is not None
+                if claim is not None:
+                    self._start(claim, slot, now)
 
     def _win(self, now: Instant) -> Claim | None:
         with self.store.transaction():  # so that nothing is claimed after whoever paused the runner was told that it is
@@ -135,13 +151,21 @@ class Daemon:
             return claim_run(self.store, self.runner, now, lease_seconds=self.lab.settings.runner.lease_seconds)
 
     def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
-        if (problem := find_problem(self.lab, claim.run)) is not None:
-            finish_attempt(self.store, claim.attempt, Outcome(status="failed", error=problem), max_failures=1)
+        problem = find_problem(self.lab, claim.run)
+        fit = Fit(problem=problem) if problem else self._gate.fit(claim.run)
+        if fit.problem is not None:
+            finish_attempt(self.store, claim.attempt, Outcome(status="failed", error=fit.problem), max_failures=1)
             self.mind.due = True
             return
 
+        if fit.waits is not None:
+            self._gate.wait(now, fit)
+            put_back(self.store, claim.attempt, fit.waits)
+            return
+
         try:
-            child = start_child(self.lab, self.card, claim, slot, now)
+            self._gate.started()
+            child = start_child(self.lab, self.card, claim, slot, now, fit.micro_batch_size)
         except FencedError:
             return
         except FileExistsError as error:  # the next attempt has another token, and so another folder

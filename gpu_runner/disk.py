@@ -21,7 +21,6 @@ from db.lab import Lab
 from db.processes import is_locked
 from db.queue import get_run, live_attempts
 from db.records import ENDED_RUN, Run, Runner
-from db.runners import beat_runner
 from db.store import Store
 from db.weights import (
     WEIGHTS,
@@ -36,6 +35,7 @@ from db.weights import (
     note_bytes,
     unmeasured_attempts,
 )
+from gpu_runner.notices import Notices
 from gpu_runner.resume import drop_ended, drop_in
 from moe.accounting import disk_bytes
 from moe.config import Config
@@ -105,10 +105,11 @@ def drop_unwanted(store: Store, runs_folder: Path, *, at_least: int | None = Non
 class Room:
     """Whether the disk has room for the next run of one daemon; says so in its runner's row when it has not."""
 
-    def __init__(self, lab: Lab, runner: Runner) -> None:
+    def __init__(self, lab: Lab, runner: Runner, notices: Notices) -> None:
         self.lab = lab
         self.store = lab.store
         self.runner = runner
+        self.notices = notices
         self._said: str | None = None
 
     def tidy(self) -> None:
@@ -159,13 +160,10 @@ class Room:
         if said == self._said:
             return
 
-        if said is not None:
-            _LOG.warning("%s", said)
-
         if (said is None) != (self._said is None):
             add_event(self.store, "disk", said or "disk: there is room again")
 
-        beat_runner(self.store, self.runner.id, message=said or self.runner.message or "")
+        self.notices.put("disk", said)
         self._said = said
 
 

@@ -1,7 +1,7 @@
 """What an attempt's run directory says of how it ended, read when all of its processes are dead.
 
-A result (completed; pruned: the model diverged), a fault (failed: tried again, max_failures times), or nothing to be
-had (lost: killed from outside, tried again, max_lost times).
+A result (completed; pruned: the model diverged), a fault (failed: tried again, max_failures times), nothing to be had
+(lost: killed from outside, or a card that failed; tried again, max_lost times), or no memory (tried again with less).
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ _LOG_BYTES = 16_384
 _TEXT = 2_000  # characters of an error that are kept in its row
 _FILE_BYTES = 1 << 20
 _DIVERGED = frozenset({"non_finite", "exploding_gradient", "dead_router"})  # moe/health.py
+_CARD_SIGNS = (
+    "torch sees no CUDA device",  # moe/rundir.py
+    "no CUDA-capable device is detected",
+    "devices unavailable",
+    "busy or unavailable",
+    "uncorrectable ECC error",
+    "unsupported display driver",
+    "system not yet initialized",
+)
+"""Parts of CUDA's messages (cudaGetErrorString) that are about the card or its driver, whatever the program did."""
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -34,13 +44,28 @@ class Lost:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """Training needed more memory than there was: of the card, or of the machine, whose kernel then killed it."""
+
+    reason: str
+    log_tail: str
+    exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFailed(Lost):
+    """The child found no card that works: what else is tried on it now will end the same way."""
+
+
 class _Exit(BaseModel):
     step: str
     exit_code: int
     terminated: bool
+    oom_killed: bool = False
 
 
-def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost:
+def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost | OutOfMemory:
     """How the attempt in `directory` ended."""
     try:
         ended = _Exit.model_validate_json((directory / "exit.json").read_bytes())
@@ -55,12 +80,21 @@ def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost:
     if ended.terminated:
         return Lost(reason=f"moe.{ended.step} was ended by SIGTERM")
 
+    if ended.oom_killed and ended.exit_code == -signal.SIGKILL:
+        return _out_of_memory(directory, ended, "the kernel killed it because the machine's memory was used up")
+
     if -ended.exit_code in _FROM_OUTSIDE:
         return Lost(reason=f"moe.{ended.step} was killed by {_signal(ended.exit_code)}")
 
     error = _read_object(directory / "error.json") or {}
     if error.get("error") in _DIVERGED:
         return Outcome(status="pruned", error=_clip(error.get("message") or "not finite"), exit_code=ended.exit_code)
+
+    if error.get("error") == "out_of_memory":
+        return _out_of_memory(directory, ended, str(error.get("message") or "no more is known"))
+
+    if any(sign in str(error.get("message")) for sign in _CARD_SIGNS):
+        return CardFailed(reason=_clip(error["message"]))
 
     if "error" in error:
         return _failed(directory, f"{error['error']}: {error.get('message', '')}", ended.exit_code)
@@ -107,6 +141,14 @@ def _has_passed(score: dict[str, Any]) -> bool:
         and (score.get("causal") is True or score.get("declared_causal") is False)
         and score.get("fits") is True
     )
+
+
+def _out_of_memory(directory: Path, ended: _Exit, message: str) -> Outcome | OutOfMemory:
+    reason = f"out of memory: {message}"
+    if ended.step != "train":  # nothing else can be cut up into smaller pieces
+        return _failed(directory, f"moe.{ended.step}: {reason}", ended.exit_code)
+
+    return OutOfMemory(reason=_clip(reason), log_tail=log_tail(directory / "log.txt"), exit_code=ended.exit_code)
 
 
 def _failed(directory: Path, error: str, exit_code: int) -> Outcome:

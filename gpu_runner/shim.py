@@ -23,6 +23,7 @@ from types import FrameType
 from db.failpoints import failpoint
 from db.logs import keep_short, shorten
 from db.processes import adopt_orphans, kill_children, write_atomically
+from gpu_runner.oom_killer import count_oom_kills
 
 STEPS: Mapping[str, Sequence[str]] = {
     "train": ("train", "evaluate"),
@@ -43,6 +44,7 @@ class Shim:
         self.directory = directory
         self.locks = locks
         self.terminated = False
+        self.oom_killed = False
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
@@ -70,11 +72,17 @@ class Shim:
             _sync(path)  # exit.json promises that they are whole
 
         failpoint("shim.synced")
-        ended = {"step": step, "exit_code": exit_code, "terminated": self.terminated}
+        ended = {
+            "step": step,
+            "exit_code": exit_code,
+            "terminated": self.terminated,
+            "oom_killed": self.oom_killed,
+        }
         write_atomically(self.directory / "exit.json", json.dumps(ended) + "\n")
         failpoint("shim.ended")
 
     def _run_step(self, step: str) -> int:
+        oom_kills = count_oom_kills()
         with (self.directory / "log.txt").open("ab") as log:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", f"moe.{step}", str(self.directory)],
@@ -93,6 +101,7 @@ class Shim:
         signal.alarm(0)
         kill_children()  # whatever it left behind: it would hold memory of the card
         failpoint("shim.step_ended")
+        self.oom_killed = count_oom_kills() > oom_kills
         return exit_code
 
     def _terminate(self, _number: int, _frame: FrameType | None) -> None:

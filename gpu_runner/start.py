@@ -8,6 +8,7 @@ from typing import Any
 
 from db.clock import Instant
 from db.lab import Lab
+from db.micro_batches import note_attempt
 from db.processes import FileLock
 from db.queries import completed_directory
 from db.queue import Claim, ingest
@@ -41,8 +42,13 @@ def find_problem(lab: Lab, run: Run) -> str | None:
     return None
 
 
-def start_child(lab: Lab, card: Card, claim: Claim, slot: FileLock, now: Instant) -> Child:
+def start_child(
+    lab: Lab, card: Card, claim: Claim, slot: FileLock, now: Instant, micro_batch_size: int | None
+) -> Child:
     """Starts the processes of a claimed run, from its last checkpoint where an earlier attempt left one.
+
+    Args:
+        micro_batch_size: what fits the card (gpu_runner/fit.py); None leaves the run's config as it is.
 
     Raises:
         FencedError: the attempt was taken over meanwhile; nothing was started.
@@ -50,11 +56,16 @@ def start_child(lab: Lab, card: Card, claim: Claim, slot: FileLock, now: Instant
         OSError: the processes could not be started.
     """
     attempt, run = claim.attempt, claim.run
+    config = run.config
+    if micro_batch_size is not None:
+        note_attempt(lab.store, attempt, micro_batch_size, asked=int(run.config["micro_batch_size"] or 0))
+        config = config | {"micro_batch_size": micro_batch_size}
+
     earlier = find_earlier(lab.runs_folder, run.id, attempt.token)
     checkpoint = _checkpoint_for(lab, run)
     request: dict[str, Any] = {
         "kind": run.kind,
-        "config": run.config,
+        "config": config,
         "baseline": run.baseline,
         "seed": run.seed,
         "device": card.device,

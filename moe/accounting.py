@@ -149,17 +149,32 @@ def muon_parameters(config: Config) -> int:
     return config.n_layers * attention_parameters(config) + experts + dense
 
 
-def fit_micro_batch(config: Config, memory_bytes: int, precision: Precision) -> int | None:
-    """The largest micro-batch, at most the config's, that computes the same gradients within `memory_bytes`."""
-    for size in range(config.micro_batch_size, 0, -1):
+def fit_micro_batch(
+    config: Config, memory_bytes: int | None, precision: Precision, *, most: int | None = None
+) -> int | None:
+    """The largest micro-batch, at most the config's and `most`, that computes the same gradients.
+
+    It is one whose peak is within `memory_bytes`, where that is given. None: there is none.
+    """
+    limit = config.micro_batch_size if most is None else min(most, config.micro_batch_size)
+    for size in range(limit, 0, -1):
         if config.batch_size % size or size % config.routing_group:
             continue
 
         smaller = config.model_copy(update={"micro_batch_size": size})
-        if peak_memory_bytes(smaller, precision) <= memory_bytes:
+        if memory_bytes is None or peak_memory_bytes(smaller, precision) <= memory_bytes:
             return size
 
     return None
+
+
+def memory_class(config: Config, precision: Precision) -> str:
+    """A name shared by all configs that need the same memory at every micro-batch, as far as this module knows.
+
+    What was found out on a card about one of them holds for the others.
+    """
+    one, two = (peak_memory_bytes(config.model_copy(update={"micro_batch_size": size}), precision) for size in (1, 2))
+    return f"{precision} {one} + {two - one} bytes a sequence"
 
 
 def _feed_forward(config: Config, width: int) -> int:

@@ -28,6 +28,10 @@ CHECKPOINT_SECONDS = 30.0
 """Of training between two resumable checkpoints: what a kill may cost. At `micro` writing one takes 0.05 % of it."""
 
 
+NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""In torch's messages: of its CPU allocator, of C++, of the CUDA runtime, of cuBLAS and cuDNN."""
+
+
 class Request(BaseModel):
     """config.json: what to do, on what, with which seed."""
 
@@ -117,8 +121,8 @@ def resolve_precision(config: Config, device: torch.device) -> Precision:
 
 
 def describe_failure(error: Exception) -> dict[str, Any]:
-    """error.json for `error`. On a CPU, torch reports a failed allocation as a bare RuntimeError."""
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """error.json for `error`. On a CPU, and from CUDA's libraries, a failed allocation is a bare RuntimeError."""
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)
     name = "out_of_memory" if memory else type(error).__name__
     if isinstance(error, TrainingError):
         name = error.code

@@ -42,7 +42,13 @@ lease_seconds = 1.0
 """
 
 CARD = Card(
-    device="cpu", name="test", key="cpu", torch="2.13.0", memory_bytes=2**30, threads=1, message="training on the CPU"
+    device="cpu",
+    name="test",
+    key="cpu",
+    torch="2.13.0",
+    memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    threads=1,
+    message="training on the CPU",
 )
 
 OTHER_DAEMON = """
@@ -251,15 +257,18 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the fake library, and two builds of torch as far as their metadata go."""
+    """A folder with the fake library, in old/ as it was years ago, and two builds of torch as far as metadata go."""
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("gcc is missing, which compiles the fake NVML")
 
     folder = tmp_path_factory.mktemp("nvml")
     source = Path(__file__).with_name("fake_nvml.c")
-    output = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(output), str(source)], check=True)
+    for place, flags in ((folder, []), (folder / "old", ["-DOLD"])):
+        place.mkdir(exist_ok=True)
+        output = place / "libnvidia-ml.so.1"
+        subprocess.run([compiler, "-shared", "-fPIC", *flags, "-o", str(output), str(source)], check=True)
+
     for build in ("cu126", "cpu"):
         metadata = folder / build / "torch-2.13.0.dist-info"
         metadata.mkdir(parents=True)

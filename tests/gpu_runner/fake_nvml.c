@@ -1,7 +1,8 @@
 /* A libnvidia-ml.so.1 for tests: two cards whose state is read, at each call, from the file that FAKE_NVML names.
 
-   Lines of `name value`: count, init (error code), utilization, used, temperature, milliwatts (-1: not supported),
-   lost (1: the card has fallen off the bus), hang (1: never return). */
+   Lines of `name value`, or `name@1 value` for the second card alone: count, init and error (codes), hang (1: never
+   return), used, temperature, utilization, milliwatts, millijoules, reasons, ecc (-1: not supported), pid1, pid2 (of
+   processes on the card), mig (slices). Compiled with -DOLD it lacks what old drivers do not have. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,81 +11,143 @@
 
 #define NOT_SUPPORTED 3
 #define NOT_FOUND 6
-#define GPU_IS_LOST 15
+#define INSUFFICIENT_SIZE 7
+#define MIG 16 /* handles are 1 and 2; of the slices of the first card 17 and 18 */
 
 static const char *UUIDS[] = {"GPU-aaaa", "GPU-bbbb"};
 
-static long long state(const char *wanted, long long otherwise) {
-    char name[64];
+static long long state(const char *wanted, void *handle, long long otherwise) {
+    char name[64], particular[64];
     long long value;
     FILE *file = fopen(getenv("FAKE_NVML"), "r");
     if (!file) return otherwise;
+    snprintf(particular, sizeof particular, "%s@%ld", wanted, (long)handle - 1);
     while (fscanf(file, "%63s %lld", name, &value) == 2)
-        if (!strcmp(name, wanted)) otherwise = value;
+        if (!strcmp(name, wanted) || (handle && !strcmp(name, particular))) otherwise = value;
     fclose(file);
     return otherwise;
 }
 
-static int check(void) {
-    while (state("hang", 0)) sleep(1);
-    return state("lost", 0) ? GPU_IS_LOST : 0;
+static int check(void *handle) {
+    while (state("hang", handle, 0)) sleep(1);
+    return (int)state("error", handle, 0);
 }
 
-int nvmlInitWithFlags(unsigned flags) { return (int)state("init", 0); }
-int nvmlInit_v2(void) { return (int)state("init", 0); }
+static int measure(const char *name, void *handle, long long *value) {
+    *value = state(name, handle, 0);
+    return *value < 0 ? NOT_SUPPORTED : check(handle);
+}
+
+int nvmlInitWithFlags(unsigned flags) { return (int)state("init", 0, 0); }
 int nvmlShutdown(void) { return 0; }
 
-const char *nvmlErrorString(int code) { return code == GPU_IS_LOST ? "GPU is lost" : "some error"; }
-
 int nvmlDeviceGetCount_v2(unsigned *count) {
-    *count = (unsigned)state("count", 1);
-    return check();
+    *count = (unsigned)state("count", 0, 1);
+    return check(0);
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     *handle = (void *)(long)(index + 1);
-    return check();
+    return check(*handle);
 }
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    int slice;
     for (int index = 0; index < 2; index++)
         if (!strcmp(uuid, UUIDS[index])) {
             *handle = (void *)(long)(index + 1);
-            return check();
+            return check(*handle);
         }
-    return NOT_FOUND;
+    if (sscanf(uuid, "MIG-%d", &slice) != 1) return NOT_FOUND;
+    *handle = (void *)(long)(MIG + slice);
+    return check(*handle);
 }
 
 int nvmlDeviceGetUUID(void *handle, char *uuid, unsigned length) {
-    snprintf(uuid, length, "%s", UUIDS[(long)handle - 1]);
-    return check();
+    if ((long)handle > MIG) snprintf(uuid, length, "MIG-%ld", (long)handle - MIG);
+    else snprintf(uuid, length, "%s", UUIDS[(long)handle - 1]);
+    return check(handle);
 }
 
 int nvmlDeviceGetName(void *handle, char *name, unsigned length) {
-    snprintf(name, length, "Tesla T4");
-    return check();
+    snprintf(name, length, (long)handle > MIG ? "NVIDIA A100 MIG 1g.5gb" : "Tesla T4");
+    return check(handle);
 }
 
 int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
-    memory[0] = 16ull << 30; /* total, free, used */
-    memory[2] = (unsigned long long)state("used", 0);
+    memory[0] = (long)handle > MIG ? 5ull << 30 : 16ull << 30; /* total, free, used */
+    memory[2] = (unsigned long long)state("used", handle, 0);
     memory[1] = memory[0] - memory[2];
-    return check();
+    return check(handle);
 }
 
 int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
-    rates[0] = (unsigned)state("utilization", 0);
+    if ((long)handle > MIG) return NOT_SUPPORTED;
+    rates[0] = (unsigned)state("utilization", handle, 0);
     rates[1] = 0;
-    return check();
+    return check(handle);
 }
 
 int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *celsius) {
-    *celsius = (unsigned)state("temperature", 0);
-    return check();
+    *celsius = (unsigned)state("temperature", handle, 0);
+    return check(handle);
 }
 
 int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts) {
-    long long value = state("milliwatts", 0);
+    long long value;
+    int code = measure("milliwatts", handle, &value);
     *milliwatts = (unsigned)value;
-    return value < 0 ? NOT_SUPPORTED : check();
+    return code;
 }
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *reasons) {
+    return measure("reasons", handle, (long long *)reasons);
+}
+
+#ifndef OLD
+int nvmlDeviceGetCurrentClocksEventReasons(void *handle, unsigned long long *reasons) {
+    return measure("reasons", handle, (long long *)reasons);
+}
+
+int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *millijoules) {
+    return measure("millijoules", handle, (long long *)millijoules);
+}
+
+int nvmlDeviceGetTotalEccErrors(void *handle, int type, int counter, unsigned long long *errors) {
+    return measure("ecc", handle, (long long *)errors);
+}
+
+struct process {
+    unsigned pid;
+    unsigned long long memory;
+    unsigned instance, compute_instance;
+};
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struct process *processes) {
+    unsigned pids[2], found = 0;
+    if ((pids[found] = (unsigned)state("pid1", handle, 0))) found++;
+    if ((pids[found] = (unsigned)state("pid2", handle, 0))) found++;
+    if (*count < found) {
+        *count = found;
+        return INSUFFICIENT_SIZE;
+    }
+    *count = found;
+    for (unsigned i = 0; i < found; i++) processes[i] = (struct process){.pid = pids[i], .memory = 1ull << 30};
+    return check(handle);
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
+    *current = *pending = state("mig", handle, 0) > 0;
+    return check(handle);
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count) {
+    *count = 7;
+    return check(handle);
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **slice) {
+    *slice = (void *)(long)(MIG + 1 + index);
+    return index < state("mig", handle, 0) ? check(handle) : NOT_FOUND;
+}
+#endif

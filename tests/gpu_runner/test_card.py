@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +28,12 @@ from gpu_runner.card import detect_cards
 from gpu_runner.nvml import Nvml, NvmlError
 nvml = Nvml(timeout=0.3)
 said = {}
+card = detect_cards(Runner(device=sys.argv[1], threads=2), nvml)[0]
+said |= asdict(card) | {"class": card.hardware_class}
 try:
-    card = detect_cards(Runner(device=sys.argv[1], threads=2), nvml)[0]
-    said |= asdict(card) | {"class": card.hardware_class}
+    detect_cards(Runner(device="cuda", threads=2), nvml)
 except LabError as error:
-    said["error"] = str(error)
+    said["without"] = str(error)
 started = time.monotonic()
 try:
     said["sample"] = asdict(nvml.sample("GPU-aaaa"))
@@ -70,7 +70,8 @@ def look(library: Path, tmp_path: Path) -> Look:
 
 
 def test_card_is_found_by_uuid_and_measured(look: Look) -> None:
-    found = look(utilization=97, used=3 << 30, temperature=71, milliwatts=68_500)
+    state = {"utilization": 97, "used": 3 << 30, "temperature": 71, "milliwatts": 68_500, "millijoules": 9_000_000}
+    found = look(**state, reasons=0x20 | 0x04 | 0x01, pid1=71, pid2=72, ecc=2)
     found.pop("took")
     assert found == {
         "device": "cuda",
@@ -86,16 +87,38 @@ def test_card_is_found_by_uuid_and_measured(look: Look) -> None:
             "memory_bytes": 3 << 30,
             "temperature_celsius": 71.0,
             "power_watts": 68.5,
+            "energy_joules": 9000.0,
+            "slowdowns": ["thermal slowdown"],
+            "pids": [71, 72],
+            "ecc_errors": 2,
         },
     }
 
 
 def test_what_the_card_does_not_measure_is_left_out(look: Look) -> None:
-    assert look(milliwatts=-1, temperature=40)["sample"] == {
+    assert look(milliwatts=-1, millijoules=-1, reasons=-1, ecc=-1, temperature=40)["sample"] == {
         "utilization_percent": 0.0,
         "memory_bytes": 0,
         "temperature_celsius": 40.0,
         "power_watts": None,
+        "energy_joules": None,
+        "slowdowns": None,
+        "pids": [],
+        "ecc_errors": None,
+    }
+
+
+def test_what_an_old_driver_does_not_know_is_left_out(look: Look, library: Path) -> None:
+    found = look(variables={"LD_LIBRARY_PATH": str(library / "old")}, milliwatts=50_000, reasons=0x88, mig=2)["sample"]
+    assert found == {
+        "utilization_percent": 0.0,
+        "memory_bytes": 0,
+        "temperature_celsius": 0.0,
+        "power_watts": 50.0,
+        "energy_joules": None,
+        "slowdowns": ["hardware slowdown", "power brake"],
+        "pids": None,
+        "ecc_errors": None,
     }
 
 
@@ -103,34 +126,53 @@ def test_what_the_card_does_not_measure_is_left_out(look: Look) -> None:
     ("state", "variables", "reason"),
     [
         ({"count": 0}, {}, "NVML lists no card"),
-        ({"init": 9}, {}, "NVML: Driver Not Loaded"),
-        ({"init": 999}, {}, "NVML: Unknown Error"),
-        ({"lost": 1}, {}, "NVML: GPU is lost"),
+        ({"init": 9}, {}, "NVML: Driver Not Loaded; load the driver"),
+        (
+            {"init": 18},
+            {},
+            "NVML: RM has detected an NVML/RM version mismatch.; the driver was updated under",
+        ),
+        ({"init": 999}, {}, "NVML: Unknown Error; often a card that was lost"),
+        ({"error": 15}, {}, "NVML: GPU is lost; it has fallen off the bus; restart the machine"),
+        ({"error": 16}, {}, "NVML: GPU requires restart; restart the machine"),
+        ({"hang": 1}, {}, "NVML did not answer within 0.3 s; if it stays so, restart the machine"),
         ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides all of them"),
+        ({"count": 2, "error@0": 15}, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES='0' hides all of them"),
         ({}, {"LD_LIBRARY_PATH": ""}, "NVML: NVML Shared Library Not Found"),
+        ({}, {"LD_LIBRARY_PATH": "EMPTY"}, "NVML: NVML Shared Library Not Found"),
         ({}, {"TORCH": "cpu"}, "Tesla T4 is there, but this torch 2.13.0+cpu is built without CUDA"),
     ],
 )
 def test_without_a_usable_card_the_cpu_trains_and_says_why(
-    look: Look, state: dict[str, int], variables: dict[str, str], reason: str
+    look: Look, tmp_path: Path, state: dict[str, int], variables: dict[str, str], reason: str
 ) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
+    variables = {name: str(tmp_path) if value == "EMPTY" else value for name, value in variables.items()}
     found = look(variables=variables, **state)
     assert found["device"] == "cpu"
     assert found["message"].startswith(f"no NVIDIA card found ({reason}")
     assert found["message"].endswith("): training on the CPU, 2 threads")
     assert found["class"].startswith("cpu ")
 
-    refused = look("cuda", variables=variables, **state)["error"]
-    assert refused.startswith(f"runner.device is cuda, but no NVIDIA card can be used ({reason}")
+    refused = "NVML still does not answer" if "hang" in state else reason
+    assert found["without"].startswith(f"runner.device is cuda, but no NVIDIA card can be used ({refused}")
 
 
 def test_hanging_library_is_given_up_and_not_asked_again(look: Look) -> None:
     found = look(hang=1)
-    assert found["message"] == (
-        "no NVIDIA card found (NVML did not answer within 0.3 s): training on the CPU, 2 threads"
-    )
     assert found["sample"] == "NVML still does not answer"
     assert found["took"] < 0.1
+
+
+def test_lost_card_does_not_hide_the_other(look: Look) -> None:
+    found = look(count=2, **{"error@0": 15})
+    assert (found["key"], found["sample"][:17]) == ("GPU-bbbb", "NVML: GPU is lost")
+
+
+def test_card_cut_up_by_mig_is_its_slices(look: Look) -> None:
+    found = look(mig=2)
+    assert (found["key"], found["class"]) == ("MIG-1", "NVIDIA A100 MIG 1g.5gb fp16 torch 2.13.0")
+    assert look(mig=2, variables={"CUDA_VISIBLE_DEVICES": "MIG-2"})["memory_bytes"] == 5 << 30
 
 
 @pytest.mark.parametrize("visible", ["1", "GPU-bb"])
@@ -154,24 +196,22 @@ def test_daemon_samples_its_card_and_trains_on_when_it_is_lost(bench: Bench, lib
     bench.until(lambda: bench.store.value("SELECT max(attempt_id) FROM gpu_samples"), "a sample of the attempt")
     assert bench.store.value("SELECT utilization_percent FROM gpu_samples LIMIT 1") == 50.0
 
-    state.write_text("lost 1\n")
-    message = "training on Tesla T4 (16.0 GiB); the card cannot be read: NVML: GPU is lost"
-    bench.until(lambda: bench.store.value("SELECT message FROM runners") == message, "a complaint")
-    state.write_text("lost 0\n")
-    bench.until(lambda: bench.store.value("SELECT message FROM runners") != message, "the card is back")
+    state.write_text("error 15\n")
+    sign = "cannot be read, and nothing new is started on it: NVML: GPU is lost"
+    bench.until(lambda: sign in bench.store.value("SELECT message FROM runners"), "a complaint")
+    state.write_text("error 0\n")
+    bench.until(lambda: sign not in bench.store.value("SELECT message FROM runners"), "the card is back")
     bench.go()
     bench.until_status(key, "completed")
     bench.assert_ended_once(key)
     assert json.loads((bench.directory(key) / "config.json").read_text())["device"] == "cuda"
 
 
-def test_registering_is_quick_and_imports_no_torch(bench: Bench) -> None:
-    started = time.monotonic()
+def test_registering_imports_no_torch(bench: Bench) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "gpu_runner", str(bench.lab.folder), "--register"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert time.monotonic() - started < 5.0  # 0.7 s on two idle cores
     assert "gpu_runner.card\n" in done.stderr
     assert " torch\n" not in done.stderr
     row = bench.store.row("SELECT device, device_key, status, threads FROM runners")

@@ -16,7 +16,7 @@ from db.logs import RUN_LOG_BYTES
 from db.runners import list_runners
 from db.settings import load_settings
 from db.weights import drop_weights, has_weights, held_bytes, list_weights
-from gpu_runner.disk import SPARE_BYTES, Room, measure
+from gpu_runner.disk import SPARE_BYTES, measure
 from moe.accounting import disk_bytes
 from moe.presets import PRESETS
 
@@ -126,12 +126,12 @@ def test_nothing_is_claimed_until_there_is_room(bench: Bench, disk: Path) -> Non
     assert (bench.run(key).status, bench.attempts(key)) == ("queued", [])
     need = (disk_bytes(MICRO) + SPARE_BYTES) / 2**20
     assert message(bench) == (
-        f"disk: 14.0 MiB free of the {need:.1f} MiB needed, since run {key} (train) writes up to "
+        f"training on the CPU; disk: 14.0 MiB free of the {need:.1f} MiB needed, since run {key} (train) writes up to "
         f"{disk_bytes(MICRO) / 2**20:.1f} MiB; run blueberry clean, or free some space"
     )
     filler.unlink()
     daemon.step(now())  # not asked again at every step
-    assert Room(bench.lab, daemon.runner).is_there()
+    assert daemon.room.is_there()
     bench.daemon().step(now())
     assert bench.statuses(key) == ["live"]
     assert message(bench) == "training on the CPU"

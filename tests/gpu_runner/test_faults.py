@@ -258,7 +258,9 @@ def test_ignored_child_signal_does_not_falsify_exit_codes(bench: Bench, tmp_path
         signal.signal(signal.SIGCHLD, previous)
 
     process.wait()
-    assert (directory / "exit.json").read_text() == '{"step": "train", "exit_code": 3, "terminated": false}\n'
+    assert (directory / "exit.json").read_text() == (
+        '{"step": "train", "exit_code": 3, "terminated": false, "oom_killed": false}\n'
+    )
 
 
 def _later(seconds: float) -> Instant:

@@ -9,13 +9,13 @@ import pytest
 
 from db.queue import Outcome
 from db.records import RunKind
-from gpu_runner.outcome import Lost, read_outcome
+from gpu_runner.outcome import CardFailed, Lost, OutOfMemory, read_outcome
 
 NO_SCORE = "score.json is missing, or is not one JSON object of finite numbers"
 GOOD = {"acts": {"lr": {"acts": True}}, "causal": True, "fits": True}
 
 
-def read(folder: Path, kind: RunKind = "train", **files: str) -> Outcome | Lost:
+def read(folder: Path, kind: RunKind = "train", **files: str) -> Outcome | Lost | OutOfMemory:
     for name, text in files.items():
         (folder / f"{name}.json").write_text(text)
 
@@ -89,7 +89,7 @@ def test_divergence_is_a_result(tmp_path: Path, code: str) -> None:
 @pytest.mark.parametrize(
     ("exit_code", "error", "said"),
     [
-        (1, '{"error": "out_of_memory", "message": "3 GiB"}', "out_of_memory: 3 GiB"),
+        (1, '{"error": "IndexError", "message": "3 of 2"}', "IndexError: 3 of 2"),
         (1, "not json", "moe.train ended without saying why (exit code 1)"),
         (-11, "{}", "moe.train ended without saying why (killed by SIGSEGV)"),
         (-99, "{}", "moe.train ended without saying why (killed by signal 99)"),
@@ -119,3 +119,41 @@ def test_loss_from_outside(tmp_path: Path, text: str, reason: str) -> None:
 def test_nothing_left(tmp_path: Path) -> None:
     assert read(tmp_path) == Lost(reason="all of its processes were killed before they left a result")
     assert isinstance(read_outcome(tmp_path / "missing", "train"), Lost)
+
+
+NO_MEMORY = '{"error": "out_of_memory", "message": "can\'t allocate memory: you tried to allocate 9 bytes"}'
+OOM_KILLED = '{"step": "train", "exit_code": -9, "terminated": false, "oom_killed": true}'
+
+
+@pytest.mark.parametrize(
+    ("exit_text", "error", "reason"),
+    [
+        (ended("train", 1), NO_MEMORY, "out of memory: can't allocate memory: you tried to allocate 9 bytes"),
+        (OOM_KILLED, "{}", "out of memory: the kernel killed it because the machine's memory was used up"),
+    ],
+)
+def test_training_without_memory_is_no_failure(tmp_path: Path, exit_text: str, error: str, reason: str) -> None:
+    outcome = read(tmp_path, exit=exit_text, error=error)
+    assert isinstance(outcome, OutOfMemory)
+    assert (outcome.reason, outcome.log_tail) == (reason, "")
+
+
+def test_what_cannot_be_cut_up_smaller_fails_without_memory(tmp_path: Path) -> None:
+    outcome = read(tmp_path, exit=ended("evaluate", 1), error=NO_MEMORY)
+    assert isinstance(outcome, Outcome)
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert outcome.error.startswith("moe.evaluate: out of memory: can't allocate memory")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "device is cuda, but torch sees no CUDA device here",
+        "CUDA error: no CUDA-capable device is detected\nCUDA kernel errors might be",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_failure_for_want_of_a_card_is_the_cards(tmp_path: Path, message: str) -> None:
+    error = json.dumps({"error": "AcceleratorError", "message": message})
+    assert read(tmp_path, exit=ended("train", 1), error=error) == CardFailed(reason=message)
