@@ -1,8 +1,8 @@
 """From an approved experiment to runs in the queue: pre-flight, then one transaction.
 
-Probes come first, and a treatment waits until its probe has passed; baselines before treatments, since many
-experiments share them. Equal fingerprint and seed is the same run, done once. Where post runs are compared, each waits
-for the training run whose checkpoint it reads: a treatment that changes no training shares the baseline's.
+A treatment waits until its probe has passed; what goes first otherwise is said in db/order.py. Equal fingerprint and
+seed is the same run, done once. Where post runs are compared, each waits for the training run whose checkpoint it
+reads: a treatment that changes no training shares the baseline's.
 """
 
 from __future__ import annotations
@@ -28,10 +28,6 @@ from moe.config import Config, ConfigError, after_training, apply, apply_treatme
 from moe.fingerprint import code_hash, fingerprint, pin
 from moe.post.stages import as_trained, needs_post
 from moe.texts import CorpusError
-
-_STRIDE = 100
-_RANK: dict[Arm, int] = {"probe": 30, "checkpoint": 20, "baseline": 10, "treatment": 0, "ablation": 0}
-"""Added to _STRIDE times the user's priority, so that a higher priority always wins."""
 
 _MAY_QUEUE: tuple[ExperimentStatus, ...] = ("approved", "concluded", "failed", "cancelled")
 
@@ -88,7 +84,6 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
     store = lab.store
     baseline, treatment = configs_of(experiment)
     hardware_class = experiment.hardware_class or ""
-    rank = experiment.priority * _STRIDE
     runner = next((item for item in list_runners(store) if item.hardware_class == hardware_class), None)
     probe = add_run(
         store,
@@ -109,7 +104,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
             "config": treatment.model_dump(),
             "baseline": baseline.model_dump(),
             "needs_run_id": None,
-            "priority": rank + _RANK["probe"],
+            "priority": experiment.priority,
         },
     )
     added = {probe.run.id: probe}
@@ -120,12 +115,12 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
         ("treatment", treatment, probe.run.id if trains_anew else None),
     )
     for arm, config, needs in arms:
-        micro = preflight(lab, config, runner).micro_batch_size
-        fitted = apply(config, {"micro_batch_size": micro})
+        cost = preflight(lab, config, runner)
+        fitted = apply(config, {"micro_batch_size": cost.micro_batch_size})
         for seed in seeds:
             first: Arm = "checkpoint" if posted else arm
             values = _values("train", as_trained(fitted), hardware_class, seed)
-            values |= {"priority": rank + _RANK[first], "needs_run_id": needs}
+            values |= {"priority": experiment.priority, "needs_run_id": needs, "expected_seconds": cost.seconds}
             after = _values("post", fitted, hardware_class, seed)
             if posted and not has_run(store, after):
                 free_identity(store, values)
@@ -133,7 +128,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Qu
             queued = add_run(store, experiment.id, first, values)
             added.setdefault(queued.run.id, queued)
             if posted:
-                after |= {"priority": rank + _RANK[arm], "needs_run_id": queued.run.id}
+                after |= {"priority": experiment.priority, "needs_run_id": queued.run.id}
                 queued = add_run(store, experiment.id, arm, after)
                 added.setdefault(queued.run.id, queued)
 
@@ -227,18 +222,18 @@ def _ablate(lab: Lab, experiment_id: int, *, priority: int) -> Plan:
             "take them apart it must be concluded and have some"
         )
 
-    added, anew, rank = [], 0, priority * _STRIDE
+    added, anew = [], 0
     for run in trained:
         config, needs = Config.model_validate(run.config), run
         values = _values("ablate", config, run.hardware_class, run.seed)
         if not has_weights(lab.store, run.id) and not has_run(lab.store, values):
             training = _values("train", config, run.hardware_class, run.seed)
             free_identity(lab.store, training)
-            training |= {"priority": rank + _RANK["checkpoint"], "needs_run_id": None}
+            training |= {"priority": priority, "needs_run_id": None}
             queued = add_run(lab.store, experiment_id, "checkpoint", training)
             needs, anew = queued.run, anew + queued.new
 
-        values |= {"priority": rank + _RANK["ablation"], "needs_run_id": needs.id}
+        values |= {"priority": priority, "needs_run_id": needs.id}
         added.append(add_run(lab.store, experiment_id, "ablation", values))
 
     cost = preflight(lab, Config.model_validate(trained[0].config), runner)

@@ -9,6 +9,7 @@ from typing import Any
 from db.clock import utc_now
 from db.errors import NotFoundError, RefusedError
 from db.events import add_event
+from db.order import rank_runs_of
 from db.records import Experiment, ExperimentStatus, Insight, Review, Value, Verdict
 from db.store import Store, to_column
 
@@ -48,16 +49,11 @@ def list_experiments(
     before_id: int | None = None,
 ) -> list[Experiment]:
     """Experiments, newest first unless asked otherwise, `before_id` being where the last page ended."""
+    asked = {"status = ?": status, "cycle_id = ?": cycle_id, "id < ?": before_id}
+    given = {term: value for term, value in asked.items() if value is not None}
+    where = " AND ".join(given) or "1"
     order = "ASC" if oldest_first else "DESC"
-    rows = store.rows(
-        f"""
-        SELECT * FROM experiments
-        WHERE (:status IS NULL OR status = :status) AND (:cycle IS NULL OR cycle_id = :cycle)
-          AND (:before IS NULL OR id < :before)
-        ORDER BY id {order} LIMIT :limit
-        """,
-        {"status": status, "cycle": cycle_id, "before": before_id, "limit": limit},
-    )
+    rows = store.rows(f"SELECT * FROM experiments WHERE {where} ORDER BY id {order} LIMIT ?", (*given.values(), limit))
     return [Experiment.of(row) for row in rows]
 
 
@@ -121,6 +117,7 @@ def move_experiment(
         add_event(
             store, to, f"{experiment.title}: {to}" + (f" ({reason})" if reason else ""), experiment_id=experiment_id
         )
+        rank_runs_of(store, experiment_id)
 
 
 def plan_experiment(store: Store, experiment_id: int, **columns: Any) -> None:
@@ -142,6 +139,7 @@ def add_review(store: Store, values: Mapping[str, Any]) -> Review:
             f"{values['reviewer']} scored {values['score']:.1f}: {values['decision']}",
             experiment_id=values["experiment_id"],
         )
+        rank_runs_of(store, values["experiment_id"])
         return Review.of(store.rows("SELECT * FROM reviews WHERE id = ?", (key,))[0])
 
 
@@ -167,31 +165,22 @@ def latest_verdict(store: Store, experiment_id: int) -> Verdict | None:
 
 def final_verdicts(store: Store, *, limit: int = 10_000) -> list[tuple[Experiment, Verdict]]:
     """Every concluded experiment with its verdict, newest first."""
-    rows = store.rows(
-        """
-        SELECT id, experiment_id FROM current_verdicts WHERE final = 1 ORDER BY id DESC LIMIT ?
-        """,
+    chosen = "verdicts WHERE current = 1 AND final = 1 ORDER BY id DESC LIMIT ?"
+    verdicts = store.rows(f"SELECT * FROM {chosen}", (limit,))
+    asked = store.rows(
+        f"SELECT experiments.* FROM (SELECT id, experiment_id FROM {chosen}) AS latest "
+        "JOIN experiments ON experiments.id = latest.experiment_id ORDER BY latest.id DESC",
         (limit,),
     )
-    pairs = []
-    for row in rows:
-        verdict = latest_verdict(store, row["experiment_id"])
-        if verdict is not None:
-            pairs.append((get_experiment(store, row["experiment_id"]), verdict))
-
-    return pairs
+    return [(Experiment.of(row), Verdict.of(verdict)) for row, verdict in zip(asked, verdicts, strict=True)]
 
 
 def experiments_to_judge(store: Store) -> list[Experiment]:
     """Open experiments of which a run has ended since they were judged last, oldest first."""
     rows = store.rows(
         """
-        SELECT experiments.* FROM experiments
-        WHERE experiments.status IN ('queued', 'running') AND experiments.judged_runs != (
-            SELECT count(*) FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-            WHERE experiment_runs.experiment_id = experiments.id
-              AND runs.status IN ('completed', 'pruned', 'failed', 'cancelled'))
-        ORDER BY experiments.id
+        SELECT * FROM experiments INDEXED BY experiments_due
+        WHERE status IN ('queued', 'running') AND judged_runs != ends ORDER BY id
         """
     )
     return [Experiment.of(row) for row in rows]
@@ -199,16 +188,7 @@ def experiments_to_judge(store: Store) -> list[Experiment]:
 
 def mark_judged(store: Store, experiment_id: int) -> None:
     """Notes that all runs of the experiment that have ended by now were weighed."""
-    store.execute(
-        """
-        UPDATE experiments SET judged_runs = (
-            SELECT count(*) FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-            WHERE experiment_runs.experiment_id = experiments.id
-              AND runs.status IN ('completed', 'pruned', 'failed', 'cancelled'))
-        WHERE id = ?
-        """,
-        (experiment_id,),
-    )
+    store.execute("UPDATE experiments SET judged_runs = ends WHERE id = ?", (experiment_id,))
 
 
 def put_insight(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from db.failpoints import failpoint
+from db.schema import queue_order, tallies
 
 MIGRATIONS = Migrations("blueberry")
 
@@ -44,6 +45,20 @@ def m003_disk(db: Database) -> None:
 def m004_cards(db: Database) -> None:
     """Energy, disturbances, and the micro-batches that were too large for a card."""
     _run(db, _CARDS)
+
+
+@MIGRATIONS()
+def m005_queue_order(db: Database) -> None:
+    """Which queued run is next, as columns and one index."""
+    _run(db, queue_order.COLUMNS)
+
+
+@MIGRATIONS()
+def m006_tallies(db: Database) -> None:
+    """Counts, marks and indices, so that a large lab answers as quickly as a small one."""
+    _run(db, tallies.TALLIES)
+    _run(db, tallies.VERDICTS)
+    _run(db, tallies.INDICES)
 
 
 _TABLES = """

@@ -86,17 +86,17 @@ def overview(store: Store) -> Overview:
     gpu = store.row("SELECT * FROM gpu_samples ORDER BY id DESC LIMIT 1")
     running = running_runs(store)
     return Overview(
-        experiments=_counts(store, "experiments", "status"),
-        runs=_counts(store, "runs", "status"),
-        verdicts=_counts(store, "current_verdicts", "verdict"),
+        experiments=tally(store, "experiments"),
+        runs=tally(store, "runs"),
+        verdicts=tally(store, "verdicts"),
         running=running,
-        queued=int(store.value("SELECT count(*) FROM runs WHERE status = 'queued'")),
+        queued=sum(tally(store, "queued").values()),
         seconds_left=_seconds_left(store, running),
         runners=list_runners(store),
         gpu=GpuReading.model_validate(gpu) if gpu else None,
         tasks_open=int(store.value("SELECT count(*) FROM tasks WHERE status IN ('queued', 'running')")),
         cycles_running=int(store.value("SELECT count(*) FROM cycles WHERE status = 'running'")),
-        interactions=int(store.value("SELECT count(*) FROM interactions")),
+        interactions=tally(store, "interactions").get("all", 0),
         usd_today=usd_today(store),
     )
 
@@ -107,14 +107,30 @@ def gpu_readings(store: Store, runner_id: int, *, limit: int) -> list[GpuReading
     return [GpuReading.model_validate(row) for row in reversed(rows)]
 
 
+def tally(store: Store, subject: str) -> dict[str, int]:
+    """How many there are of each sort, most first: experiments or runs by status, queued runs by kind, verdicts by
+    word; all interactions."""
+    rows = store.rows("SELECT word, n FROM tallies WHERE subject = ? AND n > 0 ORDER BY n DESC, word", (subject,))
+    return {row["word"]: row["n"] for row in rows}
+
+
 def running_runs(store: Store) -> list[RunProgress]:
-    """The runs that are being done now, each with the oldest open experiment that asked for it."""
+    """The runs that are being done now, each with the oldest open experiment that asked for it, or the oldest."""
     rows = store.rows(
         """
-        SELECT runs.*, experiment_runs.arm, min(experiments.id) AS experiment_id, experiments.title
-        FROM runs LEFT JOIN experiment_runs ON experiment_runs.run_id = runs.id
-        LEFT JOIN experiments ON experiments.id = experiment_runs.experiment_id
-        WHERE runs.status = 'running' GROUP BY runs.id ORDER BY runs.id
+        WITH asked AS (
+            SELECT runs.id AS run_id, coalesce(
+                (SELECT experiments.id FROM experiment_runs CROSS JOIN experiments
+                 WHERE experiment_runs.run_id = runs.id AND experiments.id = experiment_runs.experiment_id
+                   AND experiments.status IN ('queued', 'running') ORDER BY experiment_runs.experiment_id LIMIT 1),
+                (SELECT min(experiment_id) FROM experiment_runs WHERE run_id = runs.id)) AS experiment_id
+            FROM runs WHERE runs.status = 'running')
+        SELECT runs.*, experiment_runs.arm, experiments.id AS experiment_id, experiments.title
+        FROM asked JOIN runs ON runs.id = asked.run_id
+        LEFT JOIN experiments ON experiments.id = asked.experiment_id
+        LEFT JOIN experiment_runs
+            ON experiment_runs.run_id = asked.run_id AND experiment_runs.experiment_id = asked.experiment_id
+        ORDER BY runs.id
         """
     )
     return [_progress(row) for row in rows]
@@ -176,7 +192,8 @@ def completed_directory(store: Store, run_id: int) -> str | None:
 def comparable_pairs(
     store: Store, experiment: Experiment, *, same_checkpoint: bool
 ) -> dict[int, list[tuple[float, float]]]:
-    """Scores (baseline, treatment) of all complete pairs in the experiment's class, by experiment.
+    """Scores (baseline, treatment) of all complete pairs in the experiment's class, by experiment: those of the 1,000
+    newest experiments, which tell the noise to 2 %.
 
     The class is what a noise floor is pooled over: the same whole baseline config, hardware class and metric, and both
     sides made of one checkpoint or each trained for itself: the first differ far less than the second.
@@ -185,14 +202,14 @@ def comparable_pairs(
         """
         SELECT mine.experiment_id, json_extract(base.score, :path) AS baseline,
                json_extract(treated.score, :path) AS treatment
-        FROM experiments
+        FROM (SELECT experiments.id FROM experiments JOIN baselines ON baselines.id = experiments.baseline_id
+              WHERE baselines.config = :baseline AND experiments.hardware_class = :class
+                AND experiments.metric = :metric ORDER BY experiments.id DESC LIMIT 1000) AS experiments
         JOIN experiment_runs AS mine ON mine.experiment_id = experiments.id AND mine.arm = 'treatment'
         JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
         JOIN experiment_runs AS theirs ON theirs.experiment_id = experiments.id AND theirs.arm = 'baseline'
         JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
-        WHERE experiments.baseline = :baseline AND experiments.hardware_class = :class
-          AND experiments.metric = :metric
-          AND (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
+        WHERE (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
         ORDER BY mine.experiment_id, treated.seed
         """,
         {
@@ -243,7 +260,7 @@ def flops_per_second(store: Store, hardware_class: str) -> float | None:
         """
         SELECT avg(rate) FROM (
             SELECT json_extract(score, '$.flops') / json_extract(score, '$.train_seconds') AS rate FROM runs
-            WHERE kind = 'train' AND status = 'completed' AND hardware_class = ?
+            WHERE status = 'completed' AND hardware_class = ? AND kind = 'train'
               AND json_extract(score, '$.train_seconds') > 0
             ORDER BY id DESC LIMIT 20)
         """,
@@ -311,11 +328,6 @@ def lineage(store: Store, experiment_id: int) -> list[int]:
     return [row["id"] for row in rows]
 
 
-def _counts(store: Store, table: str, column: str) -> dict[str, int]:
-    rows = store.rows(f"SELECT {column} AS name, count(*) AS n FROM {table} GROUP BY 1 ORDER BY 2 DESC, 1")
-    return {row["name"]: row["n"] for row in rows}
-
-
 def _progress(row: dict[str, Any]) -> RunProgress:
     step, steps, seconds = row["step"], row["steps"], row["seconds"]
     left = None
@@ -328,19 +340,18 @@ def _progress(row: dict[str, Any]) -> RunProgress:
 
 def _seconds_left(store: Store, running: Sequence[RunProgress]) -> float | None:
     # Queued runs take as long as runs of their kind have taken so far; before the first, nobody knows.
-    rows = store.rows(
-        """
-        SELECT queued.kind, queued.n, taken.seconds FROM
-            (SELECT kind, count(*) AS n FROM runs WHERE status = 'queued' GROUP BY kind) AS queued
-            LEFT JOIN (
-                SELECT runs.kind,
-                       avg((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0) AS seconds
-                FROM (SELECT * FROM attempts WHERE status = 'completed' ORDER BY id DESC LIMIT 50) AS attempts
-                JOIN runs ON runs.id = attempts.run_id GROUP BY runs.kind
-            ) AS taken ON taken.kind = queued.kind
-        """
-    )
-    parts = [row["n"] * row["seconds"] if row["seconds"] is not None else None for row in rows]
+    taken = {
+        row["kind"]: row["seconds"]
+        for row in store.rows(
+            """
+            SELECT runs.kind,
+                   avg((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0) AS seconds
+            FROM (SELECT * FROM attempts WHERE status = 'completed' ORDER BY id DESC LIMIT 50) AS attempts
+            JOIN runs ON runs.id = attempts.run_id GROUP BY runs.kind
+            """
+        )
+    }
+    parts = [n * taken[kind] if kind in taken else None for kind, n in tally(store, "queued").items()]
     parts += [run.seconds_left for run in running if run.kind == "train"]
     known = [part for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from db.clock import Instant, utc_now
 from db.errors import FencedError, NotFoundError
 from db.events import add_event
+from db.order import free_waiting, join_line, next_run, rank_run
 from db.records import ENDED_RUN, Arm, Attempt, Run, Runner
 from db.store import Store, to_column
 
@@ -60,7 +61,8 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
     """Makes sure that a run is in the queue, or done already, and belongs to the experiment.
 
     Args:
-        values: kind, fingerprint, seed, hardware_class, code, config, baseline, needs_run_id, priority, steps.
+        values: kind, fingerprint, seed, hardware_class, code, config, baseline, needs_run_id, priority, steps, and
+            expected_seconds where they are known.
 
     The same kind, fingerprint and seed is the same run: it is shared, and queued again only if it failed or was
     cancelled. A post run whose checkpoint will never come ends as the run did that it needs.
@@ -91,6 +93,10 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
                 )
 
         store.execute("INSERT OR IGNORE INTO experiment_runs VALUES (?, ?, ?)", (experiment_id, key, arm))
+        if new:
+            join_line(store, key)
+
+        rank_run(store, key)
         if new and values.get("needs_run_id") is not None:
             _end_waiting(store, get_run(store, values["needs_run_id"]))
 
@@ -111,23 +117,15 @@ def get_run(store: Store, run_id: int) -> Run:
 
 
 def claim_run(store: Store, runner: Runner, at: Instant, *, lease_seconds: float) -> Claim | None:
-    """Takes the best queued run of the runner's hardware class; None when there is none.
-
-    Best: highest priority, then oldest. A run that needs another waits until that one has completed and passed.
-    """
+    """Takes the next run in the line of the runner's hardware class (db/order.py); None when none could start."""
     with store.transaction("claim"):
         row = store.row(
             """
-            UPDATE runs SET status = 'running', token = token + 1, started_at = coalesce(started_at, :now),
+            UPDATE runs SET status = 'running', token = token + 1, started_at = coalesce(started_at, ?),
                             step = NULL, tokens = NULL, seconds = NULL, train_loss = NULL, val_bpb = NULL
-            WHERE id = (
-                SELECT run.id FROM runs AS run LEFT JOIN runs AS need ON need.id = run.needs_run_id
-                WHERE run.status = 'queued' AND run.hardware_class = :class
-                  AND (run.needs_run_id IS NULL OR (need.status = 'completed' AND need.passed = 1))
-                ORDER BY run.priority DESC, run.id LIMIT 1)
-            RETURNING *
+            WHERE id = ? RETURNING *
             """,
-            {"now": utc_now(), "class": runner.hardware_class},
+            (utc_now(), next_run(store, runner.hardware_class)),
         )
         if row is None:
             return None
@@ -297,12 +295,12 @@ def cancel_experiment_runs(store: Store, experiment_id: int) -> int:
 
 
 def prioritize_experiment(store: Store, experiment_id: int) -> int:
-    """Puts an experiment's queued runs before all others, probes first; returns how many there are."""
+    """Puts an experiment's queued runs before all others; returns how many there are."""
     with store.transaction():
         highest = store.value("SELECT max(priority) FROM runs WHERE status = 'queued'") or 0
         return store.execute(
             """
-            UPDATE runs SET priority = ? + (kind = 'probe')
+            UPDATE runs SET priority = ?
             WHERE status = 'queued' AND id IN (SELECT run_id FROM experiment_runs WHERE experiment_id = ?)
             """,
             (highest + 1, experiment_id),
@@ -355,6 +353,7 @@ def _settle(store: Store, run_id: int, status: str, outcome: Outcome) -> Run:
         message += f": {outcome.error}"
 
     add_event(store, "ended" if status != "queued" else "requeued", message, run_id=run_id)
+    free_waiting(store, run_id)
     run = get_run(store, run_id)
     _end_waiting(store, run)
     return run

@@ -19,8 +19,9 @@ from db.errors import FencedError, LabUnusableError
 from db.experiments import experiments_to_judge
 from db.failpoints import failpoint
 from db.lab import Lab
+from db.order import next_run
 from db.processes import FileLock
-from db.queue import Claim, Outcome, claim_run, count_queued, finish_attempt, lose_attempt, put_back
+from db.queue import Claim, Outcome, claim_run, finish_attempt, lose_attempt, put_back
 from db.records import RunnerMode
 from db.runners import beat_runner, get_runner, register_runner, set_mode, start_runner, stop_runner
 from gpu_runner.attempts import Attempts
@@ -129,7 +130,7 @@ class Daemon:
 
     def _claim(self, now: Instant) -> None:
         self._claimable = False
-        if not count_queued(self.store, self.card.hardware_class) or not self.room.is_there():
+        if next_run(self.store, self.card.hardware_class) is None or not self.room.is_there():
             return
 
         with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:

@@ -7,10 +7,9 @@ SELECT current_verdicts.experiment_id, experiments.title, experiments.treatment,
        current_verdicts.effect, current_verdicts.low, current_verdicts.high, current_verdicts.metric,
        current_verdicts.pairs, current_verdicts.final, current_verdicts.sentence,
        current_verdicts.cost_seconds, experiments.domain, experiments.proposer
-FROM current_verdicts JOIN experiments ON experiments.id = current_verdicts.experiment_id
+FROM current_verdicts CROSS JOIN experiments ON experiments.id = current_verdicts.experiment_id
 ORDER BY CASE current_verdicts.verdict WHEN 'improved' THEN 0 WHEN 'worse' THEN 1 WHEN 'equivalent' THEN 2
-                                       WHEN 'no evidence yet' THEN 3 ELSE 4 END,
-         CASE experiments.direction WHEN 'lower' THEN current_verdicts.effect ELSE -current_verdicts.effect END
+                                       WHEN 'no evidence yet' THEN 3 ELSE 4 END, current_verdicts.gain DESC
 """
 
 RUNNING = """
@@ -23,6 +22,11 @@ LEFT JOIN runners ON runners.id = attempts.runner_id
 LEFT JOIN experiment_runs ON experiment_runs.run_id = runs.id
 LEFT JOIN experiments ON experiments.id = experiment_runs.experiment_id
 WHERE runs.status = 'running' ORDER BY runs.id, experiments.id
+"""
+
+NEXT = """
+SELECT queue_order.*, (SELECT min(experiment_id) FROM experiment_runs WHERE experiment_runs.run_id = queue_order.run_id)
+    AS experiment_id FROM queue_order ORDER BY hardware_class, position
 """
 
 INSIGHTS = """
@@ -86,6 +90,14 @@ QUERIES: dict[str, dict[str, object]] = {
         "title": "What runs now",
         "description": "Runs in progress, once for each experiment that waits for them.",
         "sql": RUNNING,
+        "hide_sql": True,
+    },
+    "next-in-line": {
+        "title": "What runs next",
+        "description": "Queued runs that could start now, in the order in which they will: by priority, then by turn. "
+        "The turn is the ticket that a run took when it was queued, and the places that it is set back: the fewer "
+        "improvements are expected for its seconds, the more, up to 512.",
+        "sql": NEXT,
         "hide_sql": True,
     },
     "insights-with-verdicts": {

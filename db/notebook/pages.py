@@ -17,7 +17,7 @@ from db.experiments import get_experiment, latest_verdict, list_insights
 from db.notebook.canned import VERDICTS
 from db.notebook.draw import Series, draw_curves, draw_interval
 from db.queue import get_run
-from db.records import Attempt, Event, Experiment, Insight, Review, Run, Value, Verdict
+from db.records import Attempt, Event, Experiment, ExperimentStatus, Insight, Review, Run, Value, Verdict
 from db.store import Store
 
 MOST_VERDICTS = 25
@@ -113,13 +113,7 @@ def read_front(path: Path) -> Front:
             overview=queries.overview(store),
             known=[_known(row, reach) for row in rows],
             insights=list_insights(store, limit=8),
-            open=_experiments(
-                store,
-                """
-                WHERE status IN ('running', 'queued', 'approved', 'needs_work', 'suggested')
-                ORDER BY status = 'running' DESC, status = 'queued' DESC, priority DESC, id LIMIT 12
-                """,
-            ),
+            open=_open_experiments(store, limit=12),
             events=_events(store, "ORDER BY id DESC LIMIT 12"),
         )
 
@@ -257,6 +251,20 @@ def _score(run: Run | None, metric: str) -> float | None:
 
 def _experiments(store: Store, clause: str, *values: int) -> list[Experiment]:
     return [Experiment.of(row) for row in store.rows(f"SELECT * FROM experiments {clause}", values)]
+
+
+def _open_experiments(store: Store, *, limit: int) -> list[Experiment]:
+    # The first of each status are few; to sort all that are open would read every one of them.
+    first = "SELECT * FROM (SELECT id FROM experiments WHERE status = ? ORDER BY priority DESC, id LIMIT ?)"
+    words: list[ExperimentStatus] = ["running", "queued", "approved", "needs_work", "suggested"]
+    rows = store.rows(
+        f"""
+        SELECT * FROM experiments WHERE id IN ({" UNION ALL ".join(first for _ in words)})
+        ORDER BY status = 'running' DESC, status = 'queued' DESC, priority DESC, id LIMIT ?
+        """,
+        [*(value for word in words for value in (word, limit)), limit],
+    )
+    return [Experiment.of(row) for row in rows]
 
 
 def _events(store: Store, clause: str, values: dict[str, int] | None = None) -> list[Event]:

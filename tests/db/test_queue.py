@@ -286,16 +286,22 @@ def test_experiment_is_judged_after_each_end_of_a_run(filled: Filled) -> None:
     for seed in range(2):
         filled.run(experiment, seed)
 
-    filled.run(other, 1)
+    filled.run(other, 1)  # shared, so it goes first
     assert experiments_to_judge(store) == []
     finish(filled, claim(filled))
-    assert [e.id for e in experiments_to_judge(store)] == [experiment.id]
+    assert [e.id for e in experiments_to_judge(store)] == [experiment.id, other.id]
     mark_judged(store, experiment.id)
-    assert experiments_to_judge(store) == []
+    assert [e.id for e in experiments_to_judge(store)] == [other.id]
     finish(filled, claim(filled))
     assert [e.id for e in experiments_to_judge(store)] == [experiment.id, other.id]
     move_experiment(store, other.id, "concluded", allowed=("running", "queued"))
     assert [e.id for e in experiments_to_judge(store)] == [experiment.id]
+    mark_judged(store, experiment.id)
+    filled.run(experiment, 1, arm="baseline", fingerprint="new")
+    assert experiments_to_judge(store) == []
+    third = filled.experiment()
+    filled.run(third, 0)  # has ended already
+    assert [e.id for e in experiments_to_judge(store)] == [third.id]
 
 
 def test_run_needs_an_experiment_that_exists(filled: Filled) -> None:
