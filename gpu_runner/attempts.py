@@ -35,7 +35,7 @@ from gpu_runner.child import Child
 from gpu_runner.disk import settle_files
 from gpu_runner.gate import Gate
 from gpu_runner.metrics import NewLines, read_new_lines
-from gpu_runner.outcome import log_tail, read_outcome
+from gpu_runner.outcome import Postponed, log_tail, read_outcome
 from gpu_runner.shim import GRACE_SECONDS
 from gpu_runner.watchdog import Watchdog
 
@@ -226,8 +226,12 @@ class Attempts:
         elif self.stopping or held.put_back is not None:
             run = put_back(self.store, held.attempt, held.put_back or "its runner was stopped")
         else:
-            reason = "the machine was restarted" if held.rebooted else outcome.reason
-            run = lose_attempt(self.store, held.attempt, reason, max_lost=self._settings.max_lost)
+            if isinstance(outcome, Postponed):
+                run = put_back(self.store, held.attempt, outcome.reason)
+            else:
+                reason = "the machine was restarted" if held.rebooted else outcome.reason
+                run = lose_attempt(self.store, held.attempt, reason, max_lost=self._settings.max_lost)
+
             self._losses += 1
             self.quiet_until = now.seconds + min(_LONGEST_BACK_OFF, 0.05 * 2.0**self._losses)
 

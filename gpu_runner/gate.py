@@ -12,7 +12,7 @@ from db.queue import Outcome
 from db.records import Attempt, Run, Runner
 from gpu_runner.fit import Fit, fit_run, host_memory_in_use, note_completed, step_down
 from gpu_runner.notices import Notices
-from gpu_runner.outcome import CardFailed, Lost, OutOfMemory
+from gpu_runner.outcome import CardFailed, Lost, OutOfMemory, Postponed
 from gpu_runner.sampler import Sampler
 
 BUDGET_SECONDS = 1.0
@@ -84,7 +84,9 @@ class Gate:
         self._waiting, self._wait_until = fit, now.seconds + WAIT_SECONDS
         self._notices.put("waiting for memory", fit.waits)
 
-    def weigh(self, now: Instant, attempt: Attempt, outcome: Outcome | Lost | OutOfMemory) -> Outcome | Lost:
+    def weigh(
+        self, now: Instant, attempt: Attempt, outcome: Outcome | Lost | OutOfMemory | Postponed
+    ) -> Outcome | Lost | Postponed:
         """What the end of an attempt counts as, given how the card is: a failure is none if it was the card's."""
         fault = self._sampler.conclude(now, attempt.id)
         self._freeing_until = now.seconds + FREEING_SECONDS

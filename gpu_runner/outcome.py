@@ -1,7 +1,8 @@
 """What an attempt's run directory says of how it ended, read when all of its processes are dead.
 
 A result (completed; pruned: the model diverged), a fault (failed: tried again, max_failures times), nothing to be had
-(lost: killed from outside, or a card that failed; tried again, max_lost times), or no memory (tried again with less).
+(lost: killed from outside, or a card that failed; tried again, max_lost times), no memory (tried again with less), or
+no disk (postponed: tried again when there is room).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _CARD_SIGNS = (
     "system not yet initialized",
 )
 """Parts of CUDA's messages (cudaGetErrorString) that are about the card or its driver, whatever the program did."""
+_NO_DISK = frozenset({75, 120})  # moe/rundir.py; and Python's own where it cannot flush its last words to the log
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -58,6 +60,13 @@ class CardFailed(Lost):
     """The child found no card that works: what else is tried on it now will end the same way."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Postponed:
+    """The attempt has no result, because the disk had no room; the run is put back, and nothing is counted."""
+
+    reason: str
+
+
 class _Exit(BaseModel):
     step: str
     exit_code: int
@@ -65,7 +74,7 @@ class _Exit(BaseModel):
     oom_killed: bool = False
 
 
-def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost | OutOfMemory:
+def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost | OutOfMemory | Postponed:
     """How the attempt in `directory` ended."""
     try:
         ended = _Exit.model_validate_json((directory / "exit.json").read_bytes())
@@ -76,6 +85,9 @@ def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost | OutOfMemory
 
     if ended.exit_code == 0 and ended.step == STEPS[kind][-1]:
         return _result(directory, kind)
+
+    if ended.exit_code in _NO_DISK:
+        return Postponed(reason=f"moe.{ended.step} could not write: the disk was full or read-only")
 
     if ended.terminated:
         return Lost(reason=f"moe.{ended.step} was ended by SIGTERM")

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,9 @@ STEPS: Mapping[str, Sequence[str]] = {
 
 GRACE_SECONDS = 7
 """From SIGTERM to SIGKILL for the child: a checkpoint of preset t4 takes about 4 s on a slow disk."""
+
+_ROOM_SECONDS = 0.5
+"""Between two looks whether a full disk has room again."""
 
 
 class Shim:
@@ -78,8 +82,20 @@ class Shim:
             "terminated": self.terminated,
             "oom_killed": self.oom_killed,
         }
-        write_atomically(self.directory / "exit.json", json.dumps(ended) + "\n")
+        self._leave_word(json.dumps(ended) + "\n")
         failpoint("shim.ended")
+
+    def _leave_word(self, text: str) -> None:
+        """Writes exit.json; on a full disk as soon as there is room, so that a result is not lost for a few bytes."""
+        while True:
+            try:
+                write_atomically(self.directory / "exit.json", text)
+                return
+            except OSError:
+                if self.terminated or not self.directory.exists():
+                    raise
+
+                time.sleep(_ROOM_SECONDS)
 
     def _run_step(self, step: str) -> int:
         oom_kills = count_oom_kills()

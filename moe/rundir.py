@@ -6,12 +6,14 @@ stderr and exit code 1. A file that stands under its final name is whole, also a
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -23,6 +25,10 @@ from moe.health import TrainingError
 from moe.precision import Precision, precision_on
 
 Split = Literal["train", "val", "test"]
+
+NO_DISK = 75
+"""Exit code of a process that could not write because its disk is full or read-only: EX_TEMPFAIL of sysexits.h. There
+may be no room for any other word."""
 
 CHECKPOINT_SECONDS = 30.0
 """Of training between two resumable checkpoints: what a kill may cost. At `micro` writing one takes 0.05 % of it."""
@@ -64,9 +70,7 @@ def run_in(work: Callable[[Path], None], arguments: list[str]) -> int:
     try:
         work(directory)
     except Exception as error:
-        traceback.print_exc()
-        write_json(directory / "error.json", describe_failure(error))
-        return 1
+        return _fail(directory, error)
 
     return 0
 
@@ -144,6 +148,30 @@ def available_memory(device: torch.device) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
 
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _fail(directory: Path, error: Exception) -> int:
+    """Leave a traceback and error.json, as far as the disk has room for them; returns the exit code."""
+    with suppress(OSError):
+        traceback.print_exception(error)
+
+    try:
+        write_json(directory / "error.json", describe_failure(error))
+    except OSError as unwritten:
+        return NO_DISK if _is_for_want_of_disk(unwritten) else 1
+
+    return NO_DISK if _is_for_want_of_disk(error) else 1
+
+
+def _is_for_want_of_disk(error: BaseException | None) -> bool:
+    # torch turns the OSError of a failed write into a RuntimeError, and leaves it as the context.
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+
+        error = error.__cause__ or error.__context__
+
+    return False
 
 
 def finite_or_none(value: float) -> float | None:

@@ -9,13 +9,13 @@ import pytest
 
 from db.queue import Outcome
 from db.records import RunKind
-from gpu_runner.outcome import CardFailed, Lost, OutOfMemory, read_outcome
+from gpu_runner.outcome import CardFailed, Lost, OutOfMemory, Postponed, read_outcome
 
 NO_SCORE = "score.json is missing, or is not one JSON object of finite numbers"
 GOOD = {"acts": {"lr": {"acts": True}}, "causal": True, "fits": True}
 
 
-def read(folder: Path, kind: RunKind = "train", **files: str) -> Outcome | Lost | OutOfMemory:
+def read(folder: Path, kind: RunKind = "train", **files: str) -> Outcome | Lost | OutOfMemory | Postponed:
     for name, text in files.items():
         (folder / f"{name}.json").write_text(text)
 
@@ -29,6 +29,12 @@ def ended(step: str, exit_code: int, *, terminated: bool = False) -> str:
 def test_result(tmp_path: Path) -> None:
     outcome = read(tmp_path, exit=ended("evaluate", 0), score='{"val_bpb": 2, "steps": 3}')
     assert outcome == Outcome(status="completed", score={"val_bpb": 2.0, "steps": 3}, exit_code=0)
+
+
+@pytest.mark.parametrize("exit_code", [75, 120])
+def test_a_disk_without_room_is_no_fault_of_the_run(tmp_path: Path, exit_code: int) -> None:
+    outcome = read(tmp_path, exit=ended("evaluate", exit_code), error='{"error": "OSError", "message": "no space"}')
+    assert outcome == Postponed(reason="moe.evaluate could not write: the disk was full or read-only")
 
 
 def test_result_counts_even_if_the_end_was_asked_for_meanwhile(tmp_path: Path) -> None:

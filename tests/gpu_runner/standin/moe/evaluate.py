@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,6 +13,11 @@ def main(arguments: list[str]) -> int:
     directory = Path(arguments[0])
     config = json.loads((directory / "config.json").read_bytes())["config"]
     (directory / "score.json").write_text(config.get("score", '{"val_bpb": 1.5}'))
+    if film := config.get("film"):  # a file that takes all that is left of the disk
+        with Path(film).open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+
     return 0
 
 

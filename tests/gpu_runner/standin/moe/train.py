@@ -5,6 +5,7 @@ With `save` it leaves a checkpoint every so many points and resumes from an earl
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -146,11 +147,17 @@ def main(arguments: list[str]) -> int:
     actor = Actor(Path(arguments[0]))
     print("the environment has a secret:", any("KEY" in name for name in os.environ))  # noqa: T201
     actor.be_alone()
-    actor.add_points(1, 0)
-    if weights := actor.config.get("weights"):
-        (actor.directory / "checkpoint.pt").write_bytes(b"w" * weights)
+    try:
+        actor.add_points(1, 0)
+        if weights := actor.config.get("weights"):
+            (actor.directory / "checkpoint.pt").write_bytes(b"w" * weights)
 
-    return actor.act()
+        return actor.act()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return 75  # as moe/rundir.py does
+
+        raise
 
 
 if __name__ == "__main__":
