@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from db.clock import Instant, utc_now
+from db.records import JOULES_PER_KWH
 from db.store import Store
-
-JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from db.budget import Usage, usage
+from db.cards import lab_kwh
+from db.clock import utc_now
 from db.interactions import usd_today
 from db.records import Experiment, Run, RunKind, Runner, RunStatus
 from db.runners import list_runners
@@ -35,6 +38,7 @@ class RunProgress(_View):
     seconds: float | None
     seconds_left: float | None
     tokens_per_second: float | None
+    disturbance: str | None
     error: str | None
 
 
@@ -63,6 +67,8 @@ class Overview(_View):
     cycles_running: int
     interactions: int
     usd_today: float
+    today: Usage
+    kwh: float | None
 
 
 class Pair(_View):
@@ -98,6 +104,8 @@ def overview(store: Store) -> Overview:
         cycles_running=int(store.value("SELECT count(*) FROM cycles WHERE status = 'running'")),
         interactions=tally(store, "interactions").get("all", 0),
         usd_today=usd_today(store),
+        today=usage(store, utc_now()),
+        kwh=lab_kwh(store),
     )
 
 

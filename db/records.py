@@ -32,6 +32,8 @@ Word = Literal["improved", "improved but not causal", "worse", "equivalent", "no
 RunnerMode = Literal["open", "paused", "draining"]
 Value = bool | int | float | str | None
 
+JOULES_PER_KWH = 3.6e6
+
 READS_CHECKPOINT: frozenset[RunKind] = frozenset({"post", "ablate"})
 """Kinds that start from the trained weights of the run that they need."""
 
@@ -196,6 +198,11 @@ class Attempt(Record):
     ended_at: str | None
     bytes: int | None
     weights_bytes: int | None
+
+    @property
+    def kwh(self) -> float | None:
+        """Energy that the card used for it; None where nothing measured it."""
+        return None if self.joules is None else self.joules / JOULES_PER_KWH
 
 
 class Verdict(Record):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from db.budget import reached
+from db.cards import run_kwh
+from db.clock import utc_now
 from db.experiments import get_experiment, latest_review, latest_verdict, list_experiments, list_insights
 from db.lab import Lab
 from db.queries import curve, lineage, metric_names, overview, runs_of_experiment
@@ -54,6 +57,14 @@ class OverviewView(View):
     """calls that agents are answering"""
     cycles_running: list[int]
     usd_today: float
+    gpu_hours_today: float
+    """in which runs held a device of the lab since 00:00 UTC, a CPU as well"""
+    kwh_today: float | None
+    """null: nothing measured it, as on a CPU"""
+    kwh: float | None
+    """of all runs so far"""
+    budget: str | None
+    """which cap of the day is reached, and how to go on; null: none"""
 
 
 class ExperimentView(View):
@@ -96,6 +107,8 @@ class RunView(View):
     failures: int
     lost: int
     """attempts killed from outside; the run was queued again"""
+    kwh: float | None
+    """energy of all attempts; null: nothing measured it, as on a CPU"""
     curves: dict[str, Curve]
     log_tail: str | None
 
@@ -142,6 +155,10 @@ def overview_view(lab: Lab, limit: int) -> OverviewView:
         tasks_open=seen.tasks_open,
         cycles_running=[cycle.id for cycle in running_cycles(lab.store)][:20],
         usd_today=round(seen.usd_today, 4),
+        gpu_hours_today=round(seen.today.gpu_hours, 3),
+        kwh_today=rounded(seen.today.kwh),
+        kwh=rounded(seen.kwh),
+        budget=reached(lab.store, lab.settings.runner, utc_now()),
     )
 
 
@@ -191,6 +208,7 @@ def run_view(lab: Lab, run_id: int) -> RunView:
         score=run.score,
         failures=run.failures,
         lost=run.lost,
+        kwh=rounded(run_kwh(lab.store, run_id)),
         curves={name: curve_points(curve(lab.store, run_id, name, points=25)) for name in names},
         log_tail=run.log_tail[-2000:] if run.log_tail else None,
     )

@@ -88,6 +88,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def energy(kwh: float | None) -> str:
+    """0.0213 kWh; never 0 for what nothing has measured."""
+    return "not measured" if kwh is None else f"{kwh:.4f} kWh"
+
+
 def interval(verdict: VerdictView) -> str:
     """The effect with its interval, such as -0.0213 [-0.0301, -0.0125]."""
     if verdict.effect is None:
@@ -260,7 +265,9 @@ def _plan(plan: Any) -> RenderableType:
 
 def _handle(view: RunHandle) -> list[RenderableType]:
     left = f", about {duration(view.seconds_left)} left" if view.seconds_left is not None else ""
-    return [Text(as_commands(view.done)), Text(f"{len(view.running)} running, {view.queued} waiting{left}")]
+    done = Text(as_commands(view.done))
+    parts: list[RenderableType] = [done, Text(f"{len(view.running)} running, {view.queued} waiting{left}")]
+    return [*parts, Text(view.budget, style="yellow")] if view.budget else parts
 
 
 def _working(working: StillWorking | None) -> list[RenderableType]:
@@ -285,8 +292,12 @@ def _overview(view: OverviewView) -> list[RenderableType]:
         Text(f"experiments: {counts(view.experiments)}"),
         Text(f"runs: {counts(view.runs)}{left}"),
         Text(f"verdicts: {counts(view.verdicts)}"),
+        Text(f"today: {view.gpu_hours_today:.2f} GPU-hours, energy {energy(view.kwh_today)}, ${view.usd_today:.2f}"),
         runner_table(view.runners),
     ]
+    if view.budget:
+        parts.append(Text(view.budget, style="yellow"))
+
     if view.running:
         parts.append(_run_table(view.running))
 
@@ -313,12 +324,13 @@ def _experiment(view: ExperimentView) -> list[RenderableType]:
         verdict = view.verdict
         parts.append(Text.assemble("verdict: ", word(verdict.verdict), f" {interval(verdict)}, {verdict.pairs} pairs"))
         parts.append(Text(verdict.sentence + (f" {verdict.reason}" if verdict.reason else "")))
+        parts.append(Text(f"cost: {duration(verdict.cost_seconds)}, energy {energy(verdict.cost_kwh)}"))
 
     return [*parts, _run_table(view.runs)] if view.runs else parts
 
 
 def _run_table(runs: Sequence[RunLine]) -> RenderableType:
-    table = _table("run", "kind", "status", "seed", "step", "val_bpb", "left", "error")
+    table = _table("run", "kind", "status", "seed", "step", "val_bpb", "left", "problem")
     for run in runs:
         table.add_row(
             str(run.id),
@@ -328,7 +340,7 @@ def _run_table(runs: Sequence[RunLine]) -> RenderableType:
             f"{run.step}/{run.steps}" if run.step is not None else "–",
             f"{run.val_bpb:.4f}" if run.val_bpb is not None else "–",
             duration(run.seconds_left),
-            run.error or "",
+            run.error or run.disturbance or "",
         )
 
     return table
@@ -336,6 +348,10 @@ def _run_table(runs: Sequence[RunLine]) -> RenderableType:
 
 def _run(view: RunView) -> list[RenderableType]:
     parts: list[RenderableType] = [_run_table([view.run]), Text(f"on {view.hardware_class}, {view.fingerprint}")]
+    parts.append(Text(f"energy: {energy(view.kwh)}"))
+    if view.run.disturbance:
+        parts.append(Text(f"disturbed: {view.run.disturbance}", style="yellow"))
+
     for name, points in view.curves.items():
         shown = ", ".join(f"{step}: {value:.4f}" for step, value in points if value is not None)
         parts.append(Text(f"{name}: {shown}"))

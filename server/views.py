@@ -74,6 +74,8 @@ class VerdictView(View):
     baseline_flops: float | None
     treatment_flops: float | None
     cost_seconds: float
+    cost_kwh: float | None
+    """null: nothing measured it, as on a CPU"""
 
 
 class ReviewView(View):
@@ -112,6 +114,8 @@ class RunLine(View):
     val_bpb: float | None
     """bits per byte on held-out text; lower is better"""
     seconds_left: float | None
+    disturbance: str | None
+    """what made it a worse measurement: a throttled card, one that others used too, memory errors; null: nothing"""
     error: str | None
 
 
@@ -190,7 +194,8 @@ def verdict_view(verdict: Verdict) -> VerdictView:
         name: rounded(getattr(verdict, name))
         for name in ("effect", "low", "high", "confidence", "baseline_mean", "treatment_mean")
     }
-    values = verdict.model_dump() | numbers | {"cost_seconds": round(verdict.cost_seconds, 1)}
+    costs = {"cost_seconds": round(verdict.cost_seconds, 1), "cost_kwh": rounded(verdict.cost_kwh)}
+    values = verdict.model_dump() | numbers | costs
     return VerdictView.model_validate(values)
 
 
@@ -218,6 +223,7 @@ def run_line(run: RunProgress) -> RunLine:
         steps=run.steps,
         val_bpb=rounded(run.val_bpb),
         seconds_left=rounded(run.seconds_left, 1),
+        disturbance=run.disturbance,
         error=cut(run.error, 300) if run.error else None,
     )
 
@@ -239,6 +245,7 @@ def plain_run_line(run: Run) -> RunLine:
         steps=run.steps,
         val_bpb=rounded(run.val_bpb),
         seconds_left=left,
+        disturbance=run.disturbance,
         error=cut(run.error, 1000) if run.error else None,
     )
 

@@ -52,6 +52,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def energy(kwh: float | None) -> str:
+    """Energy in kWh, or that nothing has measured it."""
+    return "energy not measured" if kwh is None else f"{kwh:.4f} kWh"
+
+
 def ago(stamp: str | None) -> str:
     """How long ago a stored time was."""
     if stamp is None:
@@ -103,6 +108,7 @@ FILTERS = {
     "size": size,
     "duration": duration,
     "ago": ago,
+    "energy": energy,
     "plain": plain,
     "table_rows": table_rows,
     "badge": badge,

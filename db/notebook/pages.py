@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from db import queries
+from db.cards import experiment_kwh, run_kwh
 from db.experiments import get_experiment, latest_verdict, list_insights
 from db.notebook.canned import VERDICTS
 from db.notebook.draw import Series, draw_curves, draw_interval
@@ -90,6 +91,7 @@ class ExperimentPage:
     insights: list[Insight]
     events: list[Event]
     cost_seconds: float
+    cost_kwh: float | None
     cost_usd: float
 
 
@@ -101,6 +103,7 @@ class RunPage:
     used_by: list[dict[str, Any]]
     pictures: list[Markup]
     attempts: list[Attempt]
+    kwh: float | None
     differs: list[Change]
 
 
@@ -152,6 +155,7 @@ def read_experiment(path: Path, experiment_id: int) -> ExperimentPage:
                 {"id": experiment_id},
             ),
             cost_seconds=queries.experiment_seconds(store, experiment_id),
+            cost_kwh=experiment_kwh(store, experiment_id),
             cost_usd=float(
                 store.value(
                     "SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,)
@@ -184,6 +188,7 @@ def read_run(path: Path, run_id: int) -> RunPage:
                 Attempt.of(row)
                 for row in store.rows("SELECT * FROM attempts WHERE run_id = ? ORDER BY id DESC LIMIT 20", (run_id,))
             ],
+            kwh=run_kwh(store, run_id),
             differs=[
                 Change(knob=name, baseline=(run.baseline or {}).get(name, _MISSING), treatment=value)
                 for name, value in run.config.items()

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from agents.answers import wake
 from agents.hands import alive_runners, restart_runners, set_modes, start_runner, state_of, stop_runners
+from db.budget import reached
+from db.clock import utc_now
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment
 from db.lab import Lab
@@ -37,6 +39,8 @@ class RunHandle(View):
     """runs that wait"""
     seconds_left: float | None
     """until the queue is done, as far as past runs tell"""
+    budget: str | None
+    """which cap of the day is reached, so that nothing trains, and how to go on; null: none"""
     next: str
 
 
@@ -87,6 +91,7 @@ def run(
         running=[run_line(item) for item in seen.running[:20]],
         queued=seen.queued,
         seconds_left=rounded(seen.seconds_left, 0),
+        budget=reached(lab.store, lab.settings.runner, utc_now()),
         next=_next(action, experiment_id, seen.queued + len(seen.running)),
     )
 

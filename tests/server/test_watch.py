@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from db.cards import GpuSample, add_gpu_sample
 from db.clock import now
 from db.lab import Lab
 from db.queue import Point, claim_run, ingest
-from db.runners import add_gpu_sample, list_runners
+from db.runners import list_runners
 from server.watch import look, render_frame, sparkline
 from tests.server.conftest import ROOT, put_experiment, put_run
 from tests.server.test_cli import answer, do
@@ -42,8 +43,16 @@ def train(lab: Lab) -> int:
     points.append(Point(step=10, tokens=10_000, seconds=5.0, values={"val_bpb": 2.25}))
     ingest(lab.store, claim.attempt, points, 0, now(), lease_seconds=30.0)
     for utilization in (20.0, 100.0):
-        sample = {"utilization_percent": utilization, "memory_bytes": 3 << 30, "power_watts": 65.4}
-        add_gpu_sample(lab.store, runner.id, claim.attempt.id, sample | {"temperature_celsius": 71.0})
+        sample = GpuSample(
+            utilization_percent=utilization,
+            memory_bytes=3 << 30,
+            temperature_celsius=71.0,
+            power_watts=65.4,
+            energy_joules=None,
+            slowdowns=(),
+            others=0,
+        )
+        add_gpu_sample(lab.store, runner.id, claim.attempt.id, sample, now())
 
     return run.id
 
