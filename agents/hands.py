@@ -87,7 +87,7 @@ def is_alive(lab: Lab, runner: Runner) -> bool:
 def state_of(lab: Lab, runner: Runner) -> str:
     """How a runner stands, in words that say what to do about it."""
     if not is_alive(lab, runner):
-        return "not running" if runner.mode != "paused" else f"not running, and {_IN_WORDS['paused']}"
+        return "not running" if runner.mode != "paused" else "not running, and paused until run(action='resume')"
 
     return _IN_WORDS[runner.mode]
 

@@ -50,6 +50,10 @@ class GpuReading(_View):
     memory_bytes: int | None
     temperature_celsius: float | None
     power_watts: float | None
+    slowdowns: str | None
+    """why the card was slower than meant"""
+    others: int | None
+    """processes on it that are not the run's"""
 
 
 class Overview(_View):

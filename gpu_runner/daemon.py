@@ -12,6 +12,7 @@ daemon that was suspended past it finds its attempts fenced, and lets go.
 
 from __future__ import annotations
 
+import math
 import os
 
 from db.clock import Instant
@@ -62,6 +63,8 @@ class Daemon:
         self._claimable = True
         self._claim_after = at.seconds
         self._beat_after = at.seconds
+        self._stepped_at = math.inf
+        self._patient = False
 
     def step(self, now: Instant) -> None:
         """Does all that is due at `now`.
@@ -74,11 +77,15 @@ class Daemon:
         changed = version != self._version
         if now.seconds >= self._beat_after:
             self._beat(now)
-            self.attempts.adopt(now)
+            # Whoever was suspended together with us (another card's daemon) may first renew its leases, once.
+            self._patient = not self._patient and now.seconds - self._stepped_at > self._lease_seconds
+            if not self._patient:
+                self.attempts.adopt(now)
 
         if (over := self._gate.over_budget(now)) is not None:
             self.attempts.put_back_all(over, now)
 
+        self._stepped_at = now.seconds
         self.attempts.watch(now, changed=changed)
         if self.attempts.ended:
             self.attempts.ended = False
@@ -113,6 +120,10 @@ class Daemon:
             if self.is_drained():
                 set_mode(self.store, self.runner.id, "open")
 
+    @property
+    def _lease_seconds(self) -> float:
+        return self.lab.settings.runner.lease_seconds
+
     def _beat(self, now: Instant) -> None:
         if not self.store.path.exists():  # SQLite goes on writing to a file that was deleted
             raise LabUnusableError(f"{self.store.path} is gone")
@@ -123,7 +134,7 @@ class Daemon:
         self.attempts.reap()
         self.room.tidy()
         self._claimable = True  # a place on the card may have become free without a word in the database
-        self._beat_after = now.seconds + self.lab.settings.runner.lease_seconds / 3
+        self._beat_after = now.seconds + self._lease_seconds / 3
 
     def _may_claim(self, now: Instant) -> bool:
         return not self.attempts.stopping and now.seconds >= max(self._claim_after, self.attempts.quiet_until)
@@ -149,7 +160,7 @@ class Daemon:
             if get_runner(self.store, self.runner.id).mode != "open":
                 return None
 
-            return claim_run(self.store, self.runner, now, lease_seconds=self.lab.settings.runner.lease_seconds)
+            return claim_run(self.store, self.runner, now, lease_seconds=self._lease_seconds)
 
     def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
         problem = find_problem(self.lab, claim.run)

@@ -158,6 +158,12 @@ def _card(card: WatchedCard, room: int) -> list[Text]:
         if value is not None:
             line.append(f", {form.format(value)}")
 
+    if last.slowdowns:
+        line.append(f", slowed: {last.slowdowns}", style="yellow")
+
+    if last.others:
+        line.append(f", shared with {last.others} other process{'es' * (last.others > 1)}", style="yellow")
+
     busy = [sample.utilization_percent for sample in card.samples]
     return [line, _curve("busy", busy, "{:.0f} %", room, "green")]
 

@@ -263,6 +263,36 @@ def test_ignored_child_signal_does_not_falsify_exit_codes(bench: Bench, tmp_path
     )
 
 
+def test_suspended_machine_loses_nothing(bench: Bench) -> None:
+    bench.register()
+    keys = [bench.enqueue("wait"), bench.enqueue("wait")]
+    daemons = [bench.daemon(), bench.daemon("cpu-b")]
+    for daemon in daemons:
+        daemon.step(now())
+
+    before = [bench.attempts(key) for key in keys]
+    morning = 8 * 3600.0
+    for seconds in (morning, morning + 0.2, morning + 0.5, morning + 0.8):  # past every lease, and everybody's
+        for daemon in daemons:
+            daemon.step(_later(seconds))
+
+    after = [bench.attempts(key) for key in keys]
+    assert [[(attempt.id, attempt.token, attempt.runner_id) for attempt in attempts] for attempts in after] == [
+        [(attempt.id, attempt.token, attempt.runner_id) for attempt in attempts] for attempts in before
+    ]
+    bench.go()
+
+    def step() -> bool:
+        for daemon in daemons:
+            daemon.step(_later(morning + 1.0))
+
+        return all(bench.run(key).status == "completed" for key in keys)
+
+    bench.until(step, "both runs done")
+    for key in keys:
+        bench.assert_ended_once(key)
+
+
 def _later(seconds: float) -> Instant:
     at = now()
     return Instant(seconds=at.seconds + seconds, boot_id=at.boot_id)

@@ -57,7 +57,7 @@ def test_nothing_to_restart_or_drain_is_said_so(lab: Lab) -> None:
         assert refused.exit_code == 1
         assert "no runner is alive" in refused.stderr
 
-    assert "not running, and paused" in do(lab, "runner", "pause").stdout
+    assert "not running, and paused until `blueberry runner resume`" in do(lab, "runner", "pause").stdout
     assert "is not running" in do(lab, "runner", "resume").stdout
 
 

@@ -49,8 +49,8 @@ def train(lab: Lab) -> int:
             temperature_celsius=71.0,
             power_watts=65.4,
             energy_joules=None,
-            slowdowns=(),
-            others=0,
+            slowdowns=("heat",),
+            others=1,
         )
         add_gpu_sample(lab.store, runner.id, claim.attempt.id, sample, now())
 
@@ -67,7 +67,7 @@ def test_a_frame_shows_cards_curves_and_what_is_left(lab: Lab) -> None:
         "4.0000",
         "val_bpb     ▁",
         "2.2500",
-        "not running, 71 °C, 65 W, 3.0 GiB",
+        "not running, 71 °C, 65 W, 3.0 GiB, slowed: heat, shared with 1 other process",
         "busy        ▁█",
         "100 %",
         "1 running, 0 waiting",
