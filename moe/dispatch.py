@@ -153,7 +153,7 @@ def _multiply(a_rI: Tensor, b_eIO: Tensor, out_rO: Tensor, sizes: list[int] | No
         torch.bmm(_by_expert(a_rI, len(b_eIO)), b_eIO, out=_by_expert(out_rO, len(b_eIO)))
         return
 
-    for a, b, out in zip(a_rI.split(sizes), b_eIO.unbind(), out_rO.split(sizes), strict=True):
+    for a, b, out in zip(torch.split(a_rI, sizes), b_eIO.unbind(), torch.split(out_rO, sizes), strict=True):
         torch.mm(a, b, out=out)
 
 
@@ -163,7 +163,7 @@ def _multiply_experts(a_rO: Tensor, b_rI: Tensor, out_eOI: Tensor, sizes: list[i
     if sizes is None:
         torch.bmm(_by_expert(a_rO, len(out_eOI)).mT, _by_expert(b_rI, len(out_eOI)), out=low_eOI)
     else:
-        for a, b, low in zip(a_rO.split(sizes), b_rI.split(sizes), low_eOI.unbind(), strict=True):
+        for a, b, low in zip(torch.split(a_rO, sizes), torch.split(b_rI, sizes), low_eOI.unbind(), strict=True):
             torch.mm(a.mT, b, out=low)
 
     if low_eOI is not out_eOI:

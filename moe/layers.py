@@ -69,11 +69,13 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation, cache: KeyValues | None = None) -> Tensor:
         """With a `cache`, x_BTD are the positions that come next."""
         heads_BTHW = F.linear(x_BTD, self.w_qkv.to(x_BTD.dtype)).view(*x_BTD.shape[:2], -1, self.width)
-        q_BTHW, k_BTHW, v_BTHW = torch.split(heads_BTHW, [self.n_heads, self.kv_heads, self.kv_heads], dim=2)
+        turned_BTHW, v_BTHW = torch.split(heads_BTHW, [self.n_heads + self.kv_heads, self.kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            q_BTHW, k_BTHW = self.query_norm(q_BTHW), self.key_norm(k_BTHW)
+            q_BTHW, k_BTHW = torch.split(turned_BTHW, [self.n_heads, self.kv_heads], dim=2)
+            turned_BTHW = torch.cat((self.query_norm(q_BTHW), self.key_norm(k_BTHW)), dim=2)
 
-        q_BHTW, k_BHSW = (rotate(heads_BTHW.transpose(1, 2), *rotation) for heads_BTHW in (q_BTHW, k_BTHW))
+        turned_BHTW = rotate(turned_BTHW, *rotation).transpose(1, 2)
+        q_BHTW, k_BHSW = torch.split(turned_BHTW, [self.n_heads, self.kv_heads], dim=1)
         v_BHSW, mask_TS = v_BTHW.transpose(1, 2), None
         if cache is not None:
             k_BHSW, v_BHSW = cache.extend(k_BHSW, v_BHSW)
@@ -188,12 +190,18 @@ class Mixture(nn.Module):
 
 
 def rotary(config: Config, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
-    """Cosines and sines [T, W / 2] of RoPE (arXiv:2104.09864) at the given positions, in fp32 or wider."""
+    """Cosines and sines of RoPE (arXiv:2104.09864) at the given positions, in fp32 or wider, as rotate() wants them.
+
+    For the heads of queries and keys together.
+    """
     width = config.d_model // config.n_heads
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, width, 2, device=positions_T.device, dtype=wide) / width
-    angles = torch.outer(positions_T.to(wide), config.rope_base**-exponents)
-    return angles.cos(), angles.sin()
+    angles_Tw = torch.outer(positions_T.to(wide), config.rope_base**-exponents)
+    cos_Tw, sin_Tw = angles_Tw.cos(), angles_Tw.sin()
+    heads = config.n_heads + config.kv_heads
+    cos_TW, sin_TW = torch.cat((cos_Tw, cos_Tw), dim=-1), torch.cat((-sin_Tw, sin_Tw), dim=-1)
+    return cos_TW[:, None].repeat(1, heads, 1), sin_TW[:, None].repeat(1, heads, 1)
 
 
 def _later_rows(n_new: int, n_all: int, device: torch.device) -> Tensor | None:

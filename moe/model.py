@@ -54,6 +54,7 @@ class MoE(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
+        self._rotated_as: tuple[int, torch.dtype, torch.device] | None = None
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.d_model))
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ class MoE(nn.Module):
         """What the head sees, [N, D] in the compute type, and where each layer with experts sent the tokens."""
         x_BTD = F.embedding(tokens_BT, self.embedding)
         dtype = self.compute or x_BTD.dtype
-        rotation = rotary(self.config, torch.arange(tokens_BT.shape[1], device=tokens_BT.device), dtype)
+        rotation = self._rotation(tokens_BT.shape[1], dtype, tokens_BT.device)
         noises = iter(() if noise_LNE is None else noise_LNE)
         routings = []
         for block in self.blocks:
@@ -129,6 +130,14 @@ class MoE(nn.Module):
         if self.config.balance_bias_rate > 0.0 and self.config.routing == "token_choice":
             for mixture, load_E in zip(self.mixtures, load_LE, strict=True):
                 mixture.update_balance(load_E)
+
+    def _rotation(self, length: int, dtype: torch.dtype, device: torch.device) -> Rotation:
+        # Kept from one pass to the next: of a small model's it would take a hundredth.
+        if self._rotated_as != (length, dtype, device):
+            self._kept_rotation = rotary(self.config, torch.arange(length, device=device), dtype)
+            self._rotated_as = (length, dtype, device)
+
+        return self._kept_rotation
 
     def _initial_std(self, name: str) -> float:
         config = self.config

@@ -26,16 +26,18 @@ def build_optimizers(model: MoE, config: Config) -> list[torch.optim.Optimizer]:
     rate of the rest. Muon computes in bf16 where the model does, in the type of the weights otherwise: in fp16
     its iteration is unstable.
     """
-    named = list(model.named_parameters())
-    matrices = [parameter for name, parameter in named if _is_matrix(name, parameter)]
-    routers = [parameter for name, parameter in named if _is_router(name)]
-    rest = [parameter for name, parameter in named if not _is_matrix(name, parameter) and not _is_router(name)]
-    groups = [
-        {"params": routers, "weight_decay": config.weight_decay, "lr_scale": config.router_lr_scale},
-        {"params": rest, "weight_decay": 0.0, "lr_scale": 1.0},
-    ]
+    matrices: list[Tensor] = []
+    groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        router, matrix = _is_router(name), _is_matrix(name, parameter)
+        if matrix and config.optimizer == "muon":
+            matrices.append(parameter)
+        else:
+            decay = config.weight_decay if matrix or router else 0.0
+            groups[decay, config.router_lr_scale if router else 1.0].append(parameter)
+
     optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
+    if matrices:
         muon = Muon(
             _by_rows(model, matrices),
             lr=config.lr,
@@ -45,12 +47,18 @@ def build_optimizers(model: MoE, config: Config) -> list[torch.optim.Optimizer]:
             dtype=torch.bfloat16 if model.compute is torch.bfloat16 else None,
         )
         optimizers.append(muon)
-    else:
-        groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay, "lr_scale": 1.0})
 
-    betas = (config.beta1, config.beta2)
-    groups = [group for group in groups if group["params"]]
-    return [*optimizers, torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=ADAM_EPS, fused=True)]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=ADAM_EPS,
+        fused=True,
+    )
+    return [*optimizers, adamw]
 
 
 def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:

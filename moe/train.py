@@ -124,6 +124,7 @@ class Trainer:
     points_done: int = 0
     last_point: float = -math.inf
     model: MoE = field(init=False)
+    load_LE: Tensor = field(init=False)  # of the last step
 
     def __post_init__(self) -> None:
         self.config: Config = self.request.config
@@ -197,6 +198,9 @@ class Trainer:
             if not due and self.seconds - self.last_point < POINT_SECONDS:
                 continue
 
+            load = load_statistics(self.load_LE)
+            values["load_imbalance"] = load.imbalance
+            values["dead_experts"] = float(load.dead_experts)
             values["tokens_per_second"] = size * self.config.seq_len / took
             if evals_due > self.evals_done and self.team.leads:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
@@ -244,7 +248,7 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model)
 
-        load = load_statistics(load_LE)
+        self.load_LE = load_LE
         self.watch.look(self.step + 1, norm, load_LE)
         return {
             "train_loss": train_loss,
@@ -253,8 +257,6 @@ class Trainer:
             "balance_loss": balance_loss,
             "z_loss": z_loss,
             "router_entropy": entropy,
-            "load_imbalance": load.imbalance,
-            "dead_experts": float(load.dead_experts),
             "dropped": dropped,
         }
 
@@ -285,7 +287,11 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
 
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
+        total = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = float(total)
+        if norm > self.config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total)
+
         if math.isfinite(norm):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)

@@ -40,22 +40,28 @@ def test_norm_sums_in_fp32(dtype: torch.dtype) -> None:
     _near(grad_scale, reference_scale, torch.float32)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_rotation_is_the_plain_one(transposed: bool) -> None:
-    angles = torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.1, 0.01])).double()
-    cos, sin = angles.cos(), angles.sin()
-    x = _randn(2, 6, 3, 6) if transposed else _randn(2, 3, 6, 6)
-    view = x.transpose(1, 2) if transposed else x
-    a, b = view.chunk(2, dim=-1)
-    _agree(rotate(view, cos, sin), torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1), x)
-    torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (view,))
+@pytest.mark.parametrize("sliced", [False, True])
+def test_rotation_is_the_plain_one(sliced: bool) -> None:
+    angles = torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.1, 0.01])).double()[:, None]
+    x = _randn(2, 6, 4 if sliced else 3, 6)
+    view = x[:, :, :3]
+    (a, b), cos, sin = view.chunk(2, dim=-1), angles.cos(), angles.sin()
+    tables = _tables(angles, heads=3)
+    _agree(rotate(view, *tables), torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1), x)
+    torch.autograd.gradcheck(lambda x: rotate(x, *tables), (view,))
 
 
 def test_rotation_of_bf16_rounds_once() -> None:
-    angles = torch.outer(torch.arange(64.0), torch.tensor([1.0, 0.1]))
-    x = _randn(1, 2, 64, 4, dtype=torch.bfloat16)
-    exact = rotate(x.double(), angles.cos().double(), angles.sin().double())
-    assert torch.equal(rotate(x, angles.cos(), angles.sin()), exact.bfloat16())
+    cos, sin = _tables(torch.outer(torch.arange(64.0), torch.tensor([1.0, 0.1]))[:, None], heads=2)
+    x = _randn(1, 64, 2, 4, dtype=torch.bfloat16)
+    exact = rotate(x.double(), cos.double(), sin.double())
+    assert torch.equal(rotate(x, cos, sin), exact.bfloat16())
+
+
+def _tables(angles: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    cos, sin = angles.cos(), angles.sin()
+    cosines, sines = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return cosines.repeat(1, heads, 1), sines.repeat(1, heads, 1)
 
 
 def _randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

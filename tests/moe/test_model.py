@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moe.config import Config, apply
-from moe.layers import Attention
+from moe.layers import Attention, rotary
 from moe.loss import sum_nats
 from moe.model import MoE
 from moe.observe import build
@@ -75,8 +75,7 @@ def test_attention_sees_relative_positions_only() -> None:
         torch.nn.init.normal_(weights, std=0.1)
 
     x = torch.randn(1, 32, NANO.d_model, dtype=torch.float64)
-    angles = torch.outer(torch.arange(64.0), NANO.rope_base ** -(torch.arange(0, 16, 2) / 16)).double()
-    early, late = ((angles[a:b].cos(), angles[a:b].sin()) for a, b in ((0, 32), (32, 64)))
+    early, late = (rotary(NANO, torch.arange(start, start + 32), torch.float64) for start in (0, 32))
     torch.testing.assert_close(attention(x, early), attention(x, late), rtol=1e-6, atol=1e-6)
 
 

@@ -24,19 +24,22 @@ MUON = apply(CONFIG, {"optimizer": "muon", "gqa_group_size": 2, "first_k_dense":
 
 def test_matrices_decay_but_not_norms_or_embeddings() -> None:
     model = MoE(CONFIG)
-    matrices, routers, free = build_optimizers(model, CONFIG)[0].param_groups
+    free, decayed = build_optimizers(model, CONFIG)[0].param_groups
     names = {id(parameter): name.rsplit(".", 1)[-1] for name, parameter in model.named_parameters()}
-    seen = [{names[id(parameter)] for parameter in group["params"]} for group in (matrices, routers, free)]
-    assert seen == [{"w_qkv", "w_out", "w_in"}, {"router"}, {"embedding", "scale"}]
-    decay = CONFIG.weight_decay
-    assert [group["weight_decay"] for group in (matrices, routers, free)] == [decay, decay, 0.0]
+    seen = [{names[id(parameter)] for parameter in group["params"]} for group in (free, decayed)]
+    assert seen == [{"embedding", "scale"}, {"w_qkv", "w_out", "w_in", "router"}]
+    assert [group["weight_decay"] for group in (free, decayed)] == [0.0, CONFIG.weight_decay]
 
 
 def test_routers_learn_at_their_own_rate() -> None:
     config = apply(CONFIG, {"router_lr_scale": 0.5})
     optimizers = build_optimizers(MoE(config), config)
     set_learning_rate(optimizers, 0.02)
-    assert [group["lr"] for group in optimizers[0].param_groups] == [0.02, 0.01, 0.02]
+    assert [(len(group["params"]), group["lr"]) for group in optimizers[0].param_groups] == [
+        (6, 0.02),
+        (8, 0.02),
+        (2, 0.01),
+    ]
 
 
 def test_fused_updates_equal_adamw_written_out() -> None:
