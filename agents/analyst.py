@@ -8,7 +8,7 @@ from statistics import fmean
 
 from db.experiments import final_verdicts, put_insight
 from db.lab import Lab
-from db.records import Experiment, Verdict, Word
+from db.records import Experiment, Verdict
 from moe.config import KNOBS
 
 
@@ -67,13 +67,13 @@ def learn(lab: Lab) -> int:
     return changed
 
 
-def _common(verdicts: list[Verdict]) -> Word:
-    words = {verdict.verdict for verdict in verdicts}
+def _common(verdicts: list[Verdict]) -> str:
+    words = {verdict.said for verdict in verdicts}
     return words.pop() if len(words) == 1 else "no evidence yet"
 
 
 def _statement(move: Move, verdicts: list[Verdict], effects: list[float]) -> str:
-    counts = Counter(verdict.verdict for verdict in verdicts)
+    counts = Counter(verdict.said for verdict in verdicts)
     said = ", ".join(f"{word} in {count}" for word, count in counts.most_common())
     size = f"; mean effect on {move.metric} {fmean(effects):+,.3f}" if effects else ""
     plural = "s" if len(verdicts) > 1 else ""

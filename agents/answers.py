@@ -145,6 +145,7 @@ def _enqueue(lab: Lab, arguments: Mapping[str, Any], task_id: int) -> BaseModel:
         _targets(lab, arguments, "approved"),
         seeds=arguments.get("seeds"),
         priority=arguments.get("priority", 0),
+        confirm=arguments.get("confirm", False),
         ablate=arguments.get("ablate", False),
     )
 

@@ -83,8 +83,8 @@ def _tried(lab: Lab, item: Experiment) -> str:
     treatment = ", ".join(f"{name}={show(value)}" for name, value in item.treatment.items())
     verdict = latest_verdict(lab.store, item.id)
     if verdict and verdict.effect is not None:
-        said = f"{verdict.verdict} ({verdict.metric} {verdict.effect:+.4f})"
+        said = f"{verdict.said} ({verdict.metric} {verdict.effect:+.4f})"
     else:
-        said = verdict.verdict if verdict else item.status
+        said = verdict.said if verdict else item.status
 
     return f"- {item.id}. {item.title[:_TITLE_MOST]} [{treatment}]: {said}"

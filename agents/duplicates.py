@@ -118,6 +118,6 @@ def _neighbour(store: Store, relation: Relation, item: Experiment) -> Neighbour:
         treatment=item.treatment,
         status=item.status,
         relation=relation,
-        verdict=verdict.verdict if verdict and verdict.final else None,
+        verdict=verdict.said if verdict and verdict.final else None,
         effect=verdict.effect if verdict and verdict.final else None,
     )

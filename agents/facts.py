@@ -176,7 +176,7 @@ def _record(lab: Lab, base: Config, changes: list[Change], metric: str, own: lis
     return TrackRecord(
         experiment_ids=[key for key, _ in found],
         improved=sum(verdict.verdict == "improved" for _, verdict in found),
-        decided=sum(verdict.verdict in ("improved", "worse", "equivalent") for _, verdict in found),
+        decided=sum(verdict.said in ("improved", "worse", "equivalent", "not promising") for _, verdict in found),
         largest_effect=max(effects, default=None),
     )
 

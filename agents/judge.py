@@ -1,367 +1,359 @@
 """What the runs say of a hypothesis. No model, no torch; this module alone decides the words.
 
-The contract: `weigh` is a pure function from pairs of scores to a Ruling; `judge_experiment` reads the rows of one
-experiment, checks the gates, writes a verdict, and asks for another pair while the evidence is open.
+First an experiment is screened, on a few pairs that may share baselines. That claims nothing: it is promising, or it is
+not. What is promising is registered and confirmed on new pairs (agents/confirmation.py), judged after each of them by
+agents/evidence.py: an e-value and an interval that hold however often one looks.
 
-The method. Runs are paired by seed: equal budget, equal data order, equal initialization where shapes agree. The effect
-is the mean difference treatment - baseline. Its standard deviation is pooled over all pairs of the class (same
-baseline, hardware and metric; Student's t with the pooled degrees of freedom), or the experiment's own where that is
-larger. Since we look after each pair, look k spends the part 6/(pi k)^2 of the error, which sums to 1 however often one
-looks (union bound), so the interval holds at 95 % over all looks of one experiment. Over many experiments false
-discoveries add up; that is not controlled here.
+    improved          the evidence that it is better suffices for a claim: of all that a campaign claims to be
+    worse             improved, at most 5 % is false on average, and likewise of worse and of
+    equivalent        equivalent (within one noise floor, the deviation of single runs over seeds)
+    no evidence yet   anything else, with the reason why it went no further
 
-A guard metric with a margin is weighed in the same way, from its own pairs: a gain counts only when the whole interval
-of what the guard lost lies within the margin, and is no gain when the whole interval lies beyond it.
-
-A model that looks at later tokens, and says so, is compared like any other, but its gain has a word of its own:
-improved but not causal. One that claims not to, and does, is invalid.
+A guard metric with a margin is weighed from its own pairs: a gain counts only when the whole interval of what the guard
+lost lies within the margin. Nothing drops out: a pair whose treatment diverged counts at the worst bound. A model that
+looks at later tokens, and says so, has a word of its own: improved but not causal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
 
-from scipy.special import stdtrit
-
-from agents.planner import add_pairs, configs_of
+from agents.class_noise import effects_of, noise_here
+from agents.confirmation import add_confirming_pairs, needed, new_claims, noise_known, register
+from agents.effort import pairs_for
+from agents.evidence import bounded
+from agents.gates import pair_problem, probe_problem, seed_problem
+from agents.noise import Noise
+from agents.pairs import configs_of, trains_nothing
+from agents.prospects import is_futile
+from agents.shrinkage import shrunk
+from agents.weighing import ALPHA, Weighed, e_values, floor_of, weigh
+from agents.wording import Found, screened, sentence_of
 from db.cards import experiment_kwh
-from db.experiments import add_verdict, latest_verdict, mark_judged, move_experiment
+from db.comparisons import Pair, pairs, scored_pairs
+from db.experiments import add_verdict, get_experiment, latest_verdict, mark_judged, move_experiment
+from db.hypotheses import get_hypothesis, note_evidence
 from db.lab import Lab
-from db.queries import Pair, comparable_pairs, experiment_seconds, pairs, probe_runs
+from db.queries import experiment_seconds, probe_runs
 from db.queue import cancel_experiment_runs
-from db.records import ENDED_RUN, Direction, Experiment, ExperimentStatus, Run, Verdict, Word
+from db.records import (
+    ENDED_RUN,
+    Experiment,
+    ExperimentStatus,
+    Hypothesis,
+    Run,
+    Screening,
+    Stage,
+    Verdict,
+    Word,
+)
 from moe.accounting import account
-from moe.config import Config, scientific
 from moe.post.stages import as_served
 
-ALPHA = 0.05
-"""Chance that one experiment whose treatment does nothing is ever called improved or worse."""
-
-METHOD = (
-    "Paired by seed; Student's t on the mean difference, its deviation pooled over the class; "
-    "95 % over all looks (error spent as 6/(pi k)^2)."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The metric on both sides of one pair."""
-
-    seed: int
-    baseline: float
-    treatment: float
-
-    @property
-    def difference(self) -> float:
-        """treatment - baseline."""
-        return self.treatment - self.baseline
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ruling:
-    """What pairs of scores say: the word, the effect with its interval, the noise of one pair and the margin."""
-
-    word: Word
-    effect: float
-    low: float
-    high: float
-    pair_noise: float
-    margin: float
-
-
-def weigh(
-    scores: Sequence[Score],
-    others: Sequence[Sequence[Score]] = (),
-    *,
-    direction: Direction = "lower",
-    first_look: int = 2,
-    alpha: float = ALPHA,
-) -> Ruling:
-    """Rules on at least two pairs.
-
-    Args:
-        scores: the experiment's own pairs.
-        others: the pairs of the other experiments in the same class, which tell of the noise.
-        direction: whether lower or higher values of the metric are better.
-        first_look: pairs at the first look; look k = len(scores) - first_look + 1.
-        alpha: error over all looks.
-
-    "equivalent" means that the whole interval lies within one noise floor: the deviation of single runs over seeds,
-    pooled over both sides of all pairs. Raises ValueError for fewer than two pairs.
-    """
-    if len(scores) < 2:
-        raise ValueError("a verdict needs at least two pairs")
-
-    differences = [score.difference for score in scores]
-    effect = fmean(differences)
-    own, own_df = _variance(differences), len(scores) - 1
-    pooled, pooled_df = _pool([differences, *([score.difference for score in group] for group in others)])
-    variance, df = (own, own_df) if own > pooled else (pooled, pooled_df)
-    look = max(1, len(scores) - first_look + 1)
-    spent = alpha * 6.0 / (math.pi * look) ** 2
-    half = float(stdtrit(df, 1.0 - spent / 2.0)) * math.sqrt(variance / len(scores))
-    low, high = effect - half, effect + half
-    sides = [[score.baseline for score in scores], [score.treatment for score in scores]]
-    floor, _ = _pool([*sides, *([score.treatment for score in group] for group in others)])
-    margin = math.sqrt(floor)
-    return Ruling(
-        word=_word(low, high, margin, direction),
-        effect=effect,
-        low=low,
-        high=high,
-        pair_noise=math.sqrt(variance),
-        margin=margin,
-    )
+PROMISING = 1.0
+"""Standard errors by which the mean of a screening must be better. Five of six nulls end here and cost no confirmation;
+a gain of two noise floors passes with two pairs in about 84 of 100 cases."""
 
 
 def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
     """Weighs what has ended of an experiment, in one transaction; the verdict written, if there was cause for one.
 
-    While the evidence is open and max_seeds of the configuration allows, it queues one more pair.
+    A promising one is registered, and gets new pairs as long as the evidence is open.
     """
     with lab.store.transaction():
         mark_judged(lab.store, experiment.id)
-        probes = probe_runs(lab.store, experiment.id)
-        if reason := _gate(probes):
+        if reason := probe_problem(probe_runs(lab.store, experiment.id)):
             cancel_experiment_runs(lab.store, experiment.id)
-            return _conclude(lab, experiment, "invalid", reason=reason)
+            return _Judgement(lab, experiment, "screen", []).invalid(reason)
 
-        found = pairs(lab.store, experiment.id)
+        hypothesis = get_hypothesis(lab.store, experiment.id)
+        stage: Stage = "screen" if hypothesis is None else "confirm"
+        found = pairs(lab.store, experiment.id, stage)
         if not found or not all(_ended(run) for pair in found for run in (pair.baseline, pair.treatment)):
             return None
 
-        if reason := _broken(found, experiment):
-            return _conclude(lab, experiment, "invalid", reason=reason, failed=True)
+        judgement = _Judgement(lab, experiment, stage, found)
+        reason = pair_problem(experiment, found, stage)
+        if reason is None and hypothesis is not None:
+            reason = seed_problem(hypothesis, found)
 
-        if diverged := [pair.treatment for pair in found if pair.treatment and pair.treatment.status == "pruned"]:
-            reason = f"training diverged: {diverged[0].error}, and the baseline's did not"
-            return _conclude(lab, experiment, "worse", reason=reason)
+        if reason is not None:
+            return judgement.invalid(reason, failed=True)
 
-        return _rule(lab, experiment, found)
-
-
-def _gate(probes: Sequence[Run]) -> str | None:
-    for run in probes:
-        if run.status == "failed":
-            return f"the probe could not be done: {run.error}"
-
-        if run.status == "completed" and not run.passed:
-            score = run.score or {}
-            dead = [knob for knob, found in score.get("acts", {}).items() if not found["acts"]]
-            if dead:
-                return f"{', '.join(dead)} does nothing here: {score['acts'][dead[0]]['detail']}"
-
-            if not score.get("causal", True) and score.get("declared_causal", True):
-                return f"the model sees future tokens: {score.get('causal_detail', '')}"
-
-            return "the probe did not pass"
-
-    return None
+        return judgement.screen() if hypothesis is None else judgement.confirm(hypothesis)
 
 
-def _broken(found: Sequence[Pair], experiment: Experiment) -> str | None:
-    measured = [name for name in (experiment.metric, experiment.guard_metric) if name is not None]
-    for pair in found:
-        if pair.baseline and pair.baseline.status == "pruned":
-            return f"the baseline itself diverged with seed {pair.seed}: {pair.baseline.error}"
+class _Judgement:
+    """One look at one experiment's pairs of one stage, all of which have ended."""
 
-        for side, run in (("baseline", pair.baseline), ("treatment", pair.treatment)):
-            if run is None or run.status in ("failed", "cancelled"):
-                why = (run.error or run.status) if run else "missing"
-                return f"the {side} run with seed {pair.seed} has no result: {why}"
+    def __init__(self, lab: Lab, experiment: Experiment, stage: Stage, found: Sequence[Pair]) -> None:
+        self.lab = lab
+        self.experiment = experiment
+        self.stage = stage
+        self.found = found
+        self.scored = [pair for pair in found if _scored(pair.baseline) and _scored(pair.treatment)]
+        self.lost = [pair for pair in found if pair.treatment is not None and pair.treatment.status == "pruned"]
+        self.noise: Noise | None = None
+        self.guard_noise: Noise | None = None
 
-            missing = [name for name in measured if run.status == "completed" and (run.score or {}).get(name) is None]
-            if missing:
-                return f"the score of run {run.id} ({side}, seed {pair.seed}) has no {missing[0]}"
+    def invalid(self, reason: str, *, failed: bool = False) -> Verdict:
+        """Concludes that nothing can be said."""
+        return self._write("invalid", reason=reason, final=True, failed=failed)
 
-    return None
+    def screen(self) -> Verdict:
+        """Promising or not; and if it is, on to its confirmation."""
+        if self.lost:
+            run = self.lost[0].treatment
+            return self._after_screening("not promising", None, f"training diverged: {run.error if run else ''}")
 
+        self.noise = noise_here(self.lab, self.experiment, self.experiment.metric)
+        if self.experiment.guard_metric is not None:
+            self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric)
 
-def _rule(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> Verdict:
-    scores = _scores(found, experiment.metric)
-    baseline, treatment = configs_of(experiment)
-    same_checkpoint = scientific(baseline) == scientific(treatment)
-    others = [
-        [Score(seed=0, baseline=before, treatment=after) for before, after in group]
-        for key, group in comparable_pairs(lab.store, experiment, same_checkpoint=same_checkpoint).items()
-        if key != experiment.id
-    ]
-    ruling = weigh(scores, others, direction=experiment.direction, first_look=lab.settings.min_seeds)
-    guard = None
-    if experiment.guard_metric is not None:
-        guard = weigh(_scores(found, experiment.guard_metric), first_look=lab.settings.min_seeds)
+        weighed = weigh(self._differences(self.experiment.metric), self.noise)
+        word, reason = self._outlook(weighed)
+        return self._after_screening(word, weighed, reason)
 
-    word = _guarded(ruling.word, guard, experiment.guard_margin or 0.0)
-    if word == "improved" and not (baseline.causal and treatment.causal):
-        word = "improved but not causal"
+    def confirm(self, hypothesis: Hypothesis) -> Verdict:
+        """Improved, worse, equivalent, or another pair."""
+        self.noise, self.guard_noise = noise_known(hypothesis)
+        differences = self._differences(self.experiment.metric)
+        guard = self._guard()
+        values = e_values(
+            differences,
+            self.noise,
+            self.experiment.direction,
+            guarded=guard is None or guard.high <= (self.experiment.guard_margin or 0.0),
+            lost=bool(self.lost),
+        )
+        note_evidence(self.lab.store, hypothesis, values)
+        others = [item for item in new_claims(self.lab, hypothesis) if item.id != hypothesis.id]
+        verdict = self._decide(_again(self.lab, hypothesis), differences, guard)
+        for other in others:
+            _claim_late(self.lab, other)
 
-    open_still = word == "no evidence yet" and len(scores) < lab.settings.max_seeds
-    verdict = _conclude(lab, experiment, word, ruling=ruling, guard=guard, scores=scores, final=not open_still)
-    if open_still:
-        add_pairs(lab, experiment, [max(score.seed for score in scores) + 1])
+        return verdict
 
-    return verdict
+    def _decide(self, hypothesis: Hypothesis, differences: Sequence[float], guard: Weighed | None) -> Verdict:
+        word: Word = hypothesis.claim or "no evidence yet"
+        reason = None
+        margin = self.experiment.guard_margin or 0.0
+        if guard is not None and guard.low > margin:
+            word = "worse"
+        elif word == "improved" and not all(config.causal for config in configs_of(self.experiment)):
+            word = "improved but not causal"
+        elif word == "no evidence yet":
+            reason = self._why_no_more(hypothesis, differences)
+            if reason is None:
+                add_confirming_pairs(self.lab, self.experiment, 1)
 
+        return self._write(
+            word,
+            weighed=weigh(self._differences(self.experiment.metric), self.noise),
+            guard=guard,
+            reason=reason,
+            hypothesis=hypothesis,
+            final=word != "no evidence yet" or reason is not None,
+        )
 
-def _guarded(word: Word, guard: Ruling | None, margin: float) -> Word:
-    """The word with the guard in view, a metric of which less is better and `margin` more is borne."""
-    if guard is not None and guard.low > margin:
-        return "worse"
+    def late(self, hypothesis: Hypothesis) -> Verdict:
+        """The verdict of an experiment that could be claimed only after it was concluded."""
+        self.noise, self.guard_noise = noise_known(hypothesis)
+        return self._decide(hypothesis, self._differences(self.experiment.metric), self._guard())
 
-    return "no evidence yet" if word == "improved" and guard is not None and guard.high > margin else word
+    def _outlook(self, weighed: Weighed | None) -> tuple[Screening, str | None]:
+        guard = self._guard()
+        margin = self.experiment.guard_margin or 0.0
+        if weighed is None or self.noise is None:
+            return "not promising", "the pairs are too few to compare"
 
+        if guard is not None and guard.low > margin:
+            return "not promising", f"{self.experiment.guard_metric} loses more than the margin of {margin:g}"
 
-def _conclude(
-    lab: Lab,
-    experiment: Experiment,
-    word: Word,
-    *,
-    reason: str | None = None,
-    ruling: Ruling | None = None,
-    guard: Ruling | None = None,
-    scores: Sequence[Score] = (),
-    final: bool = True,
-    failed: bool = False,
-) -> Verdict:
-    baseline, treatment = configs_of(experiment)
-    ours, theirs = account(treatment), account(baseline)
-    our_model, their_model = account(as_served(treatment)), account(as_served(baseline))
-    ratio = ours.flops_per_token / theirs.flops_per_token
-    sentence = _sentence(experiment, word, reason, ruling, len(scores), ratio)
-    if guard is not None:
-        sentence = f"{sentence.removesuffix('.')}; {_guard_fact(experiment, guard)}."
+        gain = -weighed.effect if self.experiment.direction == "lower" else weighed.effect
+        error = self.noise.sd / math.sqrt(len(self.scored))
+        if gain <= PROMISING * error:
+            return "not promising", None
 
-    if ruling is not None and (label := _not_causal(baseline, treatment)):
-        reason = label
-        sentence = f"{sentence.removesuffix('.')}; {label}."
+        most = self.lab.settings.max_pairs
+        count = pairs_for(self.lab, gain / self.noise.sd, self.noise) if self.noise.sd > 0.0 else 2
+        if count > most:
+            return (
+                "not promising",
+                f"to confirm a gain of this size takes about {count} pairs, more than {most} (max_pairs)",
+            )
 
-    previous = latest_verdict(lab.store, experiment.id)
-    verdict = add_verdict(
-        lab.store,
-        {
-            "experiment_id": experiment.id,
-            "verdict": word,
-            "final": final,
-            "sentence": sentence,
-            "reason": reason,
-            "method": METHOD,
-            "metric": experiment.metric,
-            "pairs": len(scores),
-            "seeds": [score.seed for score in scores],
-            "baseline_mean": fmean(score.baseline for score in scores) if scores else None,
-            "treatment_mean": fmean(score.treatment for score in scores) if scores else None,
-            "effect": ruling.effect if ruling else None,
-            "low": ruling.low if ruling else None,
-            "high": ruling.high if ruling else None,
-            "confidence": 1.0 - ALPHA if ruling else None,
-            "noise": ruling.pair_noise if ruling else None,
-            "guard_effect": guard.effect if guard else None,
-            "guard_low": guard.low if guard else None,
-            "guard_high": guard.high if guard else None,
-            "baseline_parameters": their_model.parameters,
-            "treatment_parameters": our_model.parameters,
-            "baseline_active_parameters": their_model.active_parameters,
-            "treatment_active_parameters": our_model.active_parameters,
-            "baseline_flops": theirs.flops,
-            "treatment_flops": ours.flops,
-            "cost_seconds": experiment_seconds(lab.store, experiment.id),
-            "cost_kwh": experiment_kwh(lab.store, experiment.id),
-        },
-    )
-    if final:
-        status: ExperimentStatus = "failed" if failed else "concluded"
-        note = None if previous is None or previous.verdict == word else f"was {previous.verdict}"
-        move_experiment(lab.store, experiment.id, status, allowed=("queued", "running"), reason=reason or note)
+        return "promising", None
 
-    return verdict
+    def _after_screening(self, said: Screening, weighed: Weighed | None, reason: str | None) -> Verdict:
+        goes_on = said == "promising" or self.experiment.confirm == "always"
+        verdict = self._write(
+            "no evidence yet", screening=said, weighed=weighed, reason=reason, guard=self._guard(), final=not goes_on
+        )
+        if goes_on:
+            register(self.lab, self.experiment, self.noise, self.guard_noise)
 
+        return verdict
 
-def _sentence(
-    experiment: Experiment, word: Word, reason: str | None, ruling: Ruling | None, count: int, ratio: float
-) -> str:
-    change = ", ".join(
-        f"{knob} {_show(experiment.baseline[knob])} → {_show(value)}" for knob, value in experiment.treatment.items()
-    )
-    if ruling is None:
-        return f"{change}: {word}, {reason}."
+    def _why_no_more(self, hypothesis: Hypothesis, differences: Sequence[float]) -> str | None:
+        """Why no further pair is asked for; None where one is."""
+        most = hypothesis.max_pairs
+        if len(self.found) >= most:
+            return f"{len(self.found)} pairs were to decide (max_pairs), and did not; enqueue it again to go on"
 
-    facts = f"{experiment.metric} {_interval(ruling)} over {count} pairs"
-    floor = f"±{ruling.margin:,.{_places(ruling)}f}"
-    text = {
-        "improved": f"{change} improves {facts}",
-        "improved but not causal": f"{change} improves {facts}",
-        "worse": f"{change} makes it worse: {facts}",
-        "equivalent": f"{change} changes nothing that matters: {facts}, within one noise floor ({floor})",
-        "no evidence yet": f"{change}: no evidence yet, {facts}",
-    }[word]
-    if abs(ratio - 1.0) > 0.02:
-        text += f", at {ratio:.2f} times the FLOPs a token"
+        if self.experiment.confirm == "always":
+            return None  # who asked for it whatever screening says wants to know also how bad it is
 
-    return text + "."
+        level = 1.0 / needed(self.lab, hypothesis)
+        if is_futile(differences, self.noise, better=self.experiment.direction, level=level, max_pairs=most):
+            return f"that it is ever claimed within {most} pairs (max_pairs) has become improbable"
 
-
-def _interval(ruling: Ruling) -> str:
-    places = _places(ruling)
-    return f"{ruling.effect:+,.{places}f} [{ruling.low:+,.{places}f}, {ruling.high:+,.{places}f}]"
-
-
-def _places(ruling: Ruling) -> int:
-    if abs(ruling.effect) >= 100.0:
-        return 0
-
-    return max(2, min(5, 1 - math.floor(math.log10(max(ruling.pair_noise, 1e-9)))))
-
-
-def _guard_fact(experiment: Experiment, guard: Ruling) -> str:
-    margin = experiment.guard_margin or 0.0
-    where = "within" if guard.high <= margin else "beyond" if guard.low > margin else "not surely within"
-    return f"{experiment.guard_metric} {_interval(guard)} is {where} the margin of {margin:g}"
-
-
-def _not_causal(baseline: Config, treatment: Config) -> str | None:
-    sides = [side for side, config in (("baseline", baseline), ("treatment", treatment)) if not config.causal]
-    if not sides:
         return None
 
-    return f"not causal: the {' and the '.join(sides)} can look at later tokens, so the score is no likelihood of text"
+    def _guard(self) -> Weighed | None:
+        if self.experiment.guard_metric is None:
+            return None
+
+        return weigh(self._differences(self.experiment.guard_metric), self.guard_noise)
+
+    def _differences(self, metric: str) -> list[float]:
+        """Of all pairs; one whose treatment was lost counts as if it were as bad as twice the baseline, or nothing."""
+        known = [
+            _metric(pair.treatment, metric) - _metric(pair.baseline, metric) if pair in self.scored else None
+            for pair in self.found
+        ]
+        size = fmean(abs(_metric(pair.baseline, metric)) for pair in self.found)
+        return bounded(known, worst=size if _lower_is_better(self.experiment, metric) else -size)
+
+    def _expected(self, weighed: Weighed) -> float | None:
+        """The true effect to expect: the observed one, drawn toward what effects have been in this class."""
+        if self.noise is None or self.noise.sd <= 0.0:
+            return weighed.effect
+
+        found = scored_pairs(
+            self.lab.store,
+            self.experiment,
+            self.experiment.metric,
+            same_checkpoint=trains_nothing(self.experiment),
+        )
+        others = [
+            (fmean(differences), len(differences))
+            for key, differences in effects_of(found).items()
+            if key != self.experiment.id
+        ]
+        return shrunk(weighed.effect, len(self.scored), self.noise, others)
+
+    def _write(
+        self,
+        word: Word,
+        *,
+        final: bool,
+        reason: str | None = None,
+        screening: Screening | None = None,
+        weighed: Weighed | None = None,
+        guard: Weighed | None = None,
+        hypothesis: Hypothesis | None = None,
+        failed: bool = False,
+    ) -> Verdict:
+        experiment, store = self.experiment, self.lab.store
+        baseline, treatment = configs_of(experiment)
+        ours, theirs = account(treatment), account(baseline)
+        our_model, their_model = account(as_served(treatment)), account(as_served(baseline))
+        scored = self.scored if weighed else []
+        found = Found(
+            word=word,
+            stage=self.stage,
+            screening=screening,
+            reason=reason,
+            effect=weighed.effect if weighed else None,
+            interval=(weighed.low, weighed.high) if weighed else None,
+            guard=(guard.effect, guard.low, guard.high) if guard else None,
+            pairs=len(self.found),
+            lost=len(self.lost),
+            deviation=self.noise.sd if self.noise else 0.0,
+            flops_ratio=ours.flops_per_token / theirs.flops_per_token,
+            causal=(baseline.causal, treatment.causal),
+        )
+        previous = latest_verdict(store, experiment.id)
+        verdict = add_verdict(
+            store,
+            {
+                "experiment_id": experiment.id,
+                "verdict": word,
+                "stage": self.stage,
+                "screening": screening,
+                "final": final,
+                "sentence": sentence_of(experiment, found),
+                "reason": reason,
+                "method": screened(self.stage),
+                "metric": experiment.metric,
+                "pairs": len(self.found),
+                "seeds": [pair.seed for pair in self.found],
+                "baseline_mean": _mean([pair.baseline for pair in scored], experiment.metric),
+                "treatment_mean": _mean([pair.treatment for pair in scored], experiment.metric),
+                "effect": found.effect,
+                "low": _finite(weighed.low) if weighed else None,
+                "high": _finite(weighed.high) if weighed else None,
+                "confidence": 1.0 - ALPHA if weighed else None,
+                "noise": self.noise.sd if self.noise else None,
+                "noise_df": self.noise.df if self.noise else None,
+                "margin": floor_of(self.noise) if self.noise else None,
+                "evidence": hypothesis.improved if hypothesis else None,
+                "needed": needed(self.lab, hypothesis) if hypothesis else None,
+                "expected": self._expected(weighed) if weighed else None,
+                "guard_effect": guard.effect if guard else None,
+                "guard_low": _finite(guard.low) if guard else None,
+                "guard_high": _finite(guard.high) if guard else None,
+                "baseline_parameters": their_model.parameters,
+                "treatment_parameters": our_model.parameters,
+                "baseline_active_parameters": their_model.active_parameters,
+                "treatment_active_parameters": our_model.active_parameters,
+                "baseline_flops": theirs.flops,
+                "treatment_flops": ours.flops,
+                "cost_seconds": experiment_seconds(store, experiment.id),
+                "cost_kwh": experiment_kwh(store, experiment.id),
+            },
+        )
+        if final and experiment.status != "concluded":
+            status: ExperimentStatus = "failed" if failed else "concluded"
+            note = None if previous is None or previous.said == verdict.said else f"was {previous.said}"
+            move_experiment(store, experiment.id, status, allowed=("queued", "running"), reason=reason or note)
+
+        return verdict
 
 
-def _show(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _claim_late(lab: Lab, hypothesis: Hypothesis) -> None:
+    """Writes a new verdict of an experiment that was concluded, and may be claimed now that another one was."""
+    experiment = get_experiment(lab.store, hypothesis.experiment_id)
+    if experiment.status == "concluded":
+        _Judgement(lab, experiment, "confirm", pairs(lab.store, experiment.id, "confirm")).late(hypothesis)
 
 
-def _scores(found: Sequence[Pair], metric: str) -> list[Score]:
-    return [
-        Score(seed=pair.seed, baseline=_metric(pair.baseline, metric), treatment=_metric(pair.treatment, metric))
-        for pair in found
-    ]
+def _again(lab: Lab, hypothesis: Hypothesis) -> Hypothesis:
+    return get_hypothesis(lab.store, hypothesis.experiment_id) or hypothesis
+
+
+def _lower_is_better(experiment: Experiment, metric: str) -> bool:
+    return metric != experiment.metric or experiment.direction == "lower"  # less is better of every guard
+
+
+def _mean(runs: Sequence[Run | None], metric: str) -> float | None:
+    return fmean(_metric(run, metric) for run in runs) if runs else None
 
 
 def _metric(run: Run | None, metric: str) -> float:
-    score: Mapping[str, float] = (run.score if run else None) or {}
-    return float(score[metric])
+    return float(((run.score if run else None) or {})[metric])
+
+
+def _scored(run: Run | None) -> bool:
+    return run is not None and run.status == "completed"
 
 
 def _ended(run: Run | None) -> bool:
     return run is not None and run.status in ENDED_RUN
 
 
-def _word(low: float, high: float, margin: float, direction: Direction) -> Word:
-    if high < 0 or low > 0:
-        return "improved" if (high < 0) == (direction == "lower") else "worse"
-
-    return "equivalent" if -margin <= low and high <= margin else "no evidence yet"
-
-
-def _variance(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-
-
-def _pool(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
-    usable = [group for group in groups if len(group) >= 2]
-    df = sum(len(group) - 1 for group in usable)
-    return sum(_variance(group) * (len(group) - 1) for group in usable) / df, df
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

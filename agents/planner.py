@@ -7,26 +7,28 @@ reads: a treatment that changes no training shares the baseline's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.confirmation import go_on
+from agents.effort import what_it_takes
 from agents.hands import target_runner
+from agents.pairs import add_pairs, configs_of, run_values
 from agents.preflight import preflight
 from agents.room import disk_note, disk_problem
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment, plan_experiment
+from db.hypotheses import get_hypothesis
 from db.lab import Lab
 from db.queries import trained_runs
-from db.queue import Queued, add_run
-from db.records import Arm, Experiment, ExperimentStatus, RunKind, Runner
-from db.runners import list_runners
+from db.queue import add_run
+from db.records import Experiment, ExperimentStatus, Runner
 from db.store import to_column
 from db.weights import free_identity, has_run, has_weights
 from moe.accounting import disk_bytes
-from moe.config import Config, ConfigError, after_training, apply, apply_treatment, scientific
-from moe.fingerprint import code_hash, fingerprint, pin
-from moe.post.stages import as_trained, needs_post
+from moe.config import Config, scientific
+from moe.fingerprint import code_hash, pin
 from moe.texts import CorpusError
 
 _MAY_QUEUE: tuple[ExperimentStatus, ...] = ("approved", "concluded", "failed", "cancelled")
@@ -58,14 +60,22 @@ class Plans(BaseModel):
 
 
 def enqueue(
-    lab: Lab, experiment_ids: Iterable[int], *, seeds: int | None = None, priority: int = 0, ablate: bool = False
+    lab: Lab,
+    experiment_ids: Iterable[int],
+    *,
+    seeds: int | None = None,
+    priority: int = 0,
+    confirm: bool = False,
+    ablate: bool = False,
 ) -> Plans:
     """Queues experiments, all or none.
 
     Args:
-        experiment_ids: approved ones; also concluded ones that shall get more seeds, failed and cancelled ones.
-        seeds: pairs of runs to begin with; the judge may add more, up to max_seeds of the configuration.
+        experiment_ids: approved ones; also failed and cancelled ones, and concluded ones whose evidence shall grow: by
+            more seeds of screening, or, where a confirmation has begun or is asked for, by more new pairs.
+        seeds: pairs of runs that screen it, min_seeds to max_seeds of the configuration.
         priority: higher goes first.
+        confirm: confirm it on new pairs whatever the screening says.
         ablate: instead, take the trained models of concluded ones apart, and score each without each of its parts.
 
     Raises:
@@ -76,99 +86,21 @@ def enqueue(
         if ablate:
             return Plans(plans=[_ablate(lab, key, priority=priority) for key in experiment_ids])
 
-        return Plans(plans=[_enqueue(lab, key, seeds=seeds, priority=priority) for key in experiment_ids])
+        return Plans(
+            plans=[_enqueue(lab, key, seeds=seeds, priority=priority, confirm=confirm) for key in experiment_ids]
+        )
 
 
-def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int]) -> list[Queued]:
-    """Queues the runs of both sides for every seed; a treatment's training waits for the experiment's probe."""
-    store = lab.store
-    baseline, treatment = configs_of(experiment)
-    hardware_class = experiment.hardware_class or ""
-    runner = next((item for item in list_runners(store) if item.hardware_class == hardware_class), None)
-    probe = add_run(
-        store,
-        experiment.id,
-        "probe",
-        {
-            "kind": "probe",
-            "fingerprint": fingerprint(
-                "probe",
-                treatment,
-                hardware_class,
-                post=after_training(treatment),
-                baseline=scientific(baseline) | after_training(baseline),
-            ),
-            "seed": 0,
-            "hardware_class": hardware_class,
-            "code": code_hash(),
-            "config": treatment.model_dump(),
-            "baseline": baseline.model_dump(),
-            "needs_run_id": None,
-            "priority": experiment.priority,
-        },
-    )
-    added = {probe.run.id: probe}
-    posted = needs_post(experiment.metric, baseline, treatment)
-    trains_anew = scientific(treatment) != scientific(baseline)
-    arms: tuple[tuple[Arm, Config, int | None], ...] = (
-        ("baseline", baseline, None),
-        ("treatment", treatment, probe.run.id if trains_anew else None),
-    )
-    for arm, config, needs in arms:
-        cost = preflight(lab, config, runner)
-        fitted = apply(config, {"micro_batch_size": cost.micro_batch_size})
-        for seed in seeds:
-            first: Arm = "checkpoint" if posted else arm
-            values = _values("train", as_trained(fitted), hardware_class, seed)
-            values |= {"priority": experiment.priority, "needs_run_id": needs, "expected_seconds": cost.seconds}
-            after = _values("post", fitted, hardware_class, seed)
-            if posted and not has_run(store, after):
-                free_identity(store, values)
-
-            queued = add_run(store, experiment.id, first, values)
-            added.setdefault(queued.run.id, queued)
-            if posted:
-                after |= {"priority": experiment.priority, "needs_run_id": queued.run.id}
-                queued = add_run(store, experiment.id, arm, after)
-                added.setdefault(queued.run.id, queued)
-
-    plan_experiment(store, experiment.id, seeds=max(seeds))
-    return list(added.values())
-
-
-def configs_of(experiment: Experiment) -> tuple[Config, Config]:
-    """The whole configs of both sides: baseline, treatment.
-
-    Raises:
-        RefusedError: the stored config is no longer valid with this version of moe/.
-    """
-    try:
-        baseline = Config.model_validate(experiment.baseline)
-        return baseline, apply_treatment(baseline, experiment.treatment)
-    except (ConfigError, ValueError) as error:
-        raise RefusedError(f"experiment {experiment.id} cannot be run: {error}") from None
-
-
-def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) -> Plan:
+def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, confirm: bool) -> Plan:
     experiment = get_experiment(lab.store, experiment_id)
     if experiment.status not in _MAY_QUEUE:
         raise RefusedError(_why_not(experiment))
-
-    count = lab.settings.min_seeds if seeds is None else seeds
-    if count < lab.settings.min_seeds or count > lab.settings.max_seeds:
-        raise RefusedError(
-            f"seeds={count} is outside {lab.settings.min_seeds} to {lab.settings.max_seeds} (min_seeds, max_seeds)"
-        )
-
-    if experiment.status == "concluded" and count <= experiment.seeds:
-        raise RefusedError(
-            f"experiment {experiment_id} is concluded with {experiment.seeds} seeds; to go on, ask for more than that"
-        )
 
     runner = target_runner(lab)
     if runner is None:
         raise RefusedError("no runner is known yet, so the hardware class of the runs is not; start one with run")
 
+    count = _screening_seeds(lab, experiment, seeds, confirm=confirm)
     _same_hardware(experiment, runner)
     baseline, treatment = configs_of(_pin_text(lab, experiment))
     cost = preflight(lab, treatment, runner)
@@ -179,9 +111,15 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) 
 
     # judged_runs: nothing of it is weighed, so that it is judged even where all its runs are done already.
     columns = {"hardware_class": runner.hardware_class, "priority": priority, "judged_runs": -1}
+    if confirm:
+        columns["confirm"] = "always"
+
     plan_experiment(lab.store, experiment_id, **columns)
     move_experiment(lab.store, experiment_id, "queued", allowed=_MAY_QUEUE)
     added = add_pairs(lab, get_experiment(lab.store, experiment_id), range(1, count + 1))
+    if get_hypothesis(lab.store, experiment_id) is not None:
+        added += go_on(lab, experiment_id)
+
     training = sum(1 for item in added if item.new and item.run.kind == "train")
     return Plan(
         experiment_id=experiment_id,
@@ -193,8 +131,29 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int) 
         seconds=None if cost.seconds is None else cost.seconds * training,
         memory_bytes=cost.memory_bytes,
         micro_batch_size=cost.micro_batch_size,
-        notes=_notes(lab, experiment, runner),
+        notes=_notes(lab, experiment, runner, cost.seconds, confirm=confirm),
     )
+
+
+def _screening_seeds(lab: Lab, experiment: Experiment, seeds: int | None, *, confirm: bool) -> int:
+    """How many pairs screen the experiment.
+
+    Raises:
+        RefusedError: too few or too many; or it is concluded, and nothing more is asked of it.
+    """
+    least, most = lab.settings.min_seeds, lab.settings.max_seeds
+    count = max(least, experiment.seeds) if seeds is None else seeds
+    if not least <= count <= most:
+        raise RefusedError(f"seeds={count} is outside {least} to {most} (min_seeds, max_seeds)")
+
+    registered = get_hypothesis(lab.store, experiment.id)
+    if experiment.status == "concluded" and registered is None and not confirm and count <= experiment.seeds:
+        raise RefusedError(
+            f"experiment {experiment.id} is concluded with {experiment.seeds} seeds; to go on, ask for more than that, "
+            "or for its confirmation on new pairs (confirm)"
+        )
+
+    return max(count, experiment.seeds)
 
 
 def _pin_text(lab: Lab, experiment: Experiment) -> Experiment:
@@ -225,9 +184,9 @@ def _ablate(lab: Lab, experiment_id: int, *, priority: int) -> Plan:
     added, anew = [], 0
     for run in trained:
         config, needs = Config.model_validate(run.config), run
-        values = _values("ablate", config, run.hardware_class, run.seed)
+        values = run_values("ablate", config, run.hardware_class, run.seed)
         if not has_weights(lab.store, run.id) and not has_run(lab.store, values):
-            training = _values("train", config, run.hardware_class, run.seed)
+            training = run_values("train", config, run.hardware_class, run.seed)
             free_identity(lab.store, training)
             training |= {"priority": priority, "needs_run_id": None}
             queued = add_run(lab.store, experiment_id, "checkpoint", training)
@@ -258,7 +217,7 @@ def _trained_anew(count: int) -> list[str]:
     return [f"{count} of them are trained anew before, since their weights were dropped (keep, under [runner])"]
 
 
-def _notes(lab: Lab, experiment: Experiment, runner: Runner) -> list[str]:
+def _notes(lab: Lab, experiment: Experiment, runner: Runner, seconds: float | None, *, confirm: bool) -> list[str]:
     notes = []
     baseline, treatment = configs_of(experiment)
     if runner.device == "cpu":
@@ -275,22 +234,10 @@ def _notes(lab: Lab, experiment: Experiment, runner: Runner) -> list[str]:
     if ours.micro_batch_size != treatment.micro_batch_size:
         notes.append(f"refitted to micro-batches of {ours.micro_batch_size} sequences; the gradients are the same")
 
+    when = "afterwards, whatever screening says," if confirm else "if screening finds it promising,"
+    notes.append(f"{when} it is confirmed on new pairs: {what_it_takes(lab, experiment, seconds)}")
     larger = max(baseline, treatment, key=disk_bytes)
     return [*notes, *filter(None, [disk_note(lab, larger)])]
-
-
-def _values(kind: RunKind, config: Config, hardware_class: str, seed: int) -> dict[str, object]:
-    done = after_training(config) if kind == "post" else {}
-    return {
-        "kind": kind,
-        "fingerprint": fingerprint(kind, config, hardware_class, **done),
-        "seed": seed,
-        "hardware_class": hardware_class,
-        "code": code_hash(),
-        "config": config.model_dump(),
-        "baseline": None,
-        "steps": config.steps if kind == "train" else None,
-    }
 
 
 def _same_hardware(experiment: Experiment, runner: Runner) -> None:

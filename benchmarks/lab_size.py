@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from db.clock import now
+from db.comparisons import scored_pairs
 from db.experiments import experiments_to_judge, get_experiment, list_experiments, search_experiments
 from db.health import check_lab
 from db.lab import Lab
 from db.notebook.pages import read_experiment, read_front, read_run
-from db.queries import comparable_pairs, flops_per_second
+from db.queries import flops_per_second
 from db.queue import Point, claim_run, ingest, live_attempts
 from db.runners import get_runner
 from db.store import to_column
@@ -188,7 +189,7 @@ def measure(folder: Path, n: int) -> Iterator[tuple[str, float]]:
     yield "search of 12 words", _time(lambda: search_experiments(store, _WORDS))
     yield (
         "pairs of a noise floor",
-        _time(lambda: comparable_pairs(store, get_experiment(store, n // 2), same_checkpoint=False)),
+        _time(lambda: scored_pairs(store, get_experiment(store, n // 2), "val_bpb", same_checkpoint=False)),
     )
     yield "speed of the hardware", _time(lambda: flops_per_second(store, "cpu"))
     runner = get_runner(store, 1)

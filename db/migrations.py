@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from db.failpoints import failpoint
-from db.schema import lab, queue_order, tallies
+from db.schema import hypotheses, lab, queue_order, tallies
 
 MIGRATIONS = Migrations("blueberry")
 
@@ -62,6 +62,12 @@ def m006_tallies(db: Database) -> None:
     _run(db, tallies.TALLIES)
     _run(db, tallies.VERDICTS)
     _run(db, tallies.INDICES)
+
+
+@MIGRATIONS()
+def m007_hypotheses(db: Database) -> None:
+    """Screening and confirmation told apart; what is registered, and what every verdict rests on."""
+    _run(db, hypotheses.HYPOTHESES)
 
 
 _DISK = """

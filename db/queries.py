@@ -12,9 +12,9 @@ from db.budget import Usage, usage
 from db.cards import lab_kwh
 from db.clock import utc_now
 from db.interactions import usd_today
-from db.records import Experiment, Run, RunKind, Runner, RunStatus
+from db.records import Run, RunKind, Runner, RunStatus
 from db.runners import list_runners
-from db.store import Store, to_column
+from db.store import Store
 
 
 class _View(BaseModel):
@@ -73,14 +73,6 @@ class Overview(_View):
     usd_today: float
     today: Usage
     kwh: float | None
-
-
-class Pair(_View):
-    """The runs of one seed on both sides of a comparison."""
-
-    seed: int
-    baseline: Run | None
-    treatment: Run | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,25 +155,6 @@ def runs_of_experiment(store: Store, experiment_id: int) -> list[RunProgress]:
     return [_progress(row) for row in rows]
 
 
-def pairs(store: Store, experiment_id: int) -> list[Pair]:
-    """The runs that an experiment compares, paired by seed: training runs, or post runs of their checkpoints."""
-    by_seed: dict[int, dict[str, Run]] = {}
-    for row in store.rows(
-        """
-        SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-        WHERE experiment_runs.experiment_id = ? AND experiment_runs.arm IN ('baseline', 'treatment')
-        ORDER BY runs.seed
-        """,
-        (experiment_id,),
-    ):
-        by_seed.setdefault(row["seed"], {})[row["arm"]] = Run.of(row)
-
-    return [
-        Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
-        for seed, arms in by_seed.items()
-    ]
-
-
 def trained_runs(store: Store, experiment_id: int) -> list[Run]:
     """The completed training runs of an experiment, by seed."""
     rows = store.rows(
@@ -199,45 +172,6 @@ def completed_directory(store: Store, run_id: int) -> str | None:
     """The name of the directory in which a run was completed."""
     name = store.value("SELECT directory FROM attempts WHERE run_id = ? AND status = 'completed'", (run_id,))
     return None if name is None else str(name)
-
-
-def comparable_pairs(
-    store: Store, experiment: Experiment, *, same_checkpoint: bool
-) -> dict[int, list[tuple[float, float]]]:
-    """Scores (baseline, treatment) of all complete pairs in the experiment's class, by experiment: those of the 1,000
-    newest experiments, which tell the noise to 2 %.
-
-    The class is what a noise floor is pooled over: the same whole baseline config, hardware class and metric, and both
-    sides made of one checkpoint or each trained for itself: the first differ far less than the second.
-    """
-    rows = store.rows(
-        """
-        SELECT mine.experiment_id, json_extract(base.score, :path) AS baseline,
-               json_extract(treated.score, :path) AS treatment
-        FROM (SELECT experiments.id FROM experiments JOIN baselines ON baselines.id = experiments.baseline_id
-              WHERE baselines.config = :baseline AND experiments.hardware_class = :class
-                AND experiments.metric = :metric ORDER BY experiments.id DESC LIMIT 1000) AS experiments
-        JOIN experiment_runs AS mine ON mine.experiment_id = experiments.id AND mine.arm = 'treatment'
-        JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
-        JOIN experiment_runs AS theirs ON theirs.experiment_id = experiments.id AND theirs.arm = 'baseline'
-        JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
-        WHERE (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
-        ORDER BY mine.experiment_id, treated.seed
-        """,
-        {
-            "path": f"$.{experiment.metric}",
-            "baseline": to_column(experiment.baseline),
-            "class": experiment.hardware_class,
-            "metric": experiment.metric,
-            "same": same_checkpoint,
-        },
-    )
-    by_experiment: dict[int, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["baseline"] is not None and row["treatment"] is not None:
-            by_experiment.setdefault(row["experiment_id"], []).append((row["baseline"], row["treatment"]))
-
-    return by_experiment
 
 
 def probe_runs(store: Store, experiment_id: int) -> list[Run]:

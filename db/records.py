@@ -30,6 +30,9 @@ Decision = Literal["approve", "refine", "rewrite", "reject"]
 Direction = Literal["lower", "higher"]
 Word = Literal["improved", "improved but not causal", "worse", "equivalent", "no evidence yet", "invalid"]
 RunnerMode = Literal["open", "paused", "draining"]
+Stage = Literal["screen", "confirm"]
+Screening = Literal["promising", "not promising"]
+Claim = Literal["improved", "worse", "equivalent"]
 Value = bool | int | float | str | None
 
 JOULES_PER_KWH = 3.6e6
@@ -91,6 +94,7 @@ class Experiment(Record):
     reason: str | None
     priority: int
     seeds: int
+    confirm: Literal["promising", "always"]
     hardware_class: str | None
     created_at: str
     updated_at: str
@@ -150,6 +154,7 @@ class Run(Record):
     code: str
     config: dict[str, Value]
     baseline: dict[str, Value] | None
+    purpose: Stage
     needs_run_id: int | None
     priority: int
     status: RunStatus
@@ -206,11 +211,20 @@ class Attempt(Record):
 
 
 class Verdict(Record):
-    """What the runs say of a hypothesis. Effects are treatment - baseline, of the metric and of its guard."""
+    """What the runs say of a hypothesis. Effects are treatment - baseline, of the metric and of its guard.
+
+    said: the word to show, since a screening claims nothing and has words of its own (screening). evidence: the e-value
+    that the treatment is better; needed: the one at which it is claimed. expected: the true effect to expect, shrunk
+    toward what effects have been so far. noise: standard deviation of one pair's difference, known as well as from
+    noise_df degrees of freedom.
+    """
 
     id: int
     experiment_id: int
     verdict: Word
+    stage: Stage | None
+    screening: Screening | None
+    said: str
     final: bool
     sentence: str
     reason: str | None
@@ -225,6 +239,11 @@ class Verdict(Record):
     high: float | None
     confidence: float | None
     noise: float | None
+    noise_df: float | None
+    margin: float | None
+    evidence: float | None
+    needed: float | None
+    expected: float | None
     guard_effect: float | None
     guard_low: float | None
     guard_high: float | None
@@ -239,6 +258,32 @@ class Verdict(Record):
     created_at: str
 
 
+class Hypothesis(Record):
+    """A promising experiment that is put to the test on new pairs, and how far the evidence has come.
+
+    `seeds` were drawn by the lab, one a pair. noise_sd and noise_df are what was known of the class when it was
+    registered, guard_sd and guard_df the same of its guard metric: the evidence needs them fixed. improved, worse and
+    equivalent are e-values; a claim, over its campaign and over the lab's whole life, is never taken back.
+    """
+
+    id: int
+    experiment_id: int
+    campaign: str
+    seeds: list[int]
+    max_pairs: int
+    noise_sd: float | None
+    noise_df: float | None
+    guard_sd: float | None
+    guard_df: float | None
+    improved: float
+    worse: float
+    equivalent: float
+    claim: Claim | None
+    lab_claim: Claim | None
+    registered_at: str
+    updated_at: str
+
+
 class Insight(Record):
     """A pattern over verdicts: what one knob, moved one way, has done so far to one metric on one preset."""
 
@@ -248,7 +293,7 @@ class Insight(Record):
     preset: str
     metric: str
     statement: str
-    verdict: Word
+    verdict: str
     effect: float | None
     verdict_count: int
     created_at: str

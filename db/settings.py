@@ -107,8 +107,14 @@ class Settings(BaseSettings):
     baseline: dict[str, bool | int | float | str] = {}
     """Fields of moe.config changed in every baseline of this lab, such as budget_tokens."""
     min_seeds: Annotated[int, Field(ge=2, le=20)] = 2
+    """Pairs of runs that screen an experiment."""
     max_seeds: Annotated[int, Field(ge=2, le=50)] = 4
-    """The judge adds pairs of runs up to this many seeds while the evidence is open."""
+    """Most pairs that a screening may be asked to have."""
+    max_pairs: Annotated[int, Field(ge=2, le=200)] = 16
+    """Most new pairs that confirm a promising experiment; the judge stops before where going on is pointless."""
+    campaign: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[\w .:-]+$")] = "lab"
+    """Over what false discoveries are controlled: lab is the lab's whole life, cycle each automatic campaign for
+    itself, any other name a study or night of that name. Reports show the lab's life too."""
     gpu_optimization: GpuOptimization = GpuOptimization()
     llm: Llm = Llm()
     runner: Runner = Runner()

@@ -71,7 +71,7 @@ def start_child(
         "device": card.device,
         "threads": card.threads,
         "data_dir": str(lab.data_folder),
-        "split": "val",
+        "split": "test" if run.purpose == "confirm" else "val",  # sealed: confirmations alone see it
         "resume": None if earlier is None else str(earlier),
         "checkpoint": None if checkpoint is None else str(checkpoint),
     }

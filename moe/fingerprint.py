@@ -7,6 +7,7 @@ first, as container images are: `mytext` becomes `mytext@3f2a9c0d11223344`. moe/
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,15 +29,22 @@ CORPUS_SHA256: Mapping[str, str] = {
 STREAMED: Mapping[str, str] = {"smollm": f"{DATASET}/{SUBSET}@{REVISION}"}
 """Where each streamed corpus lies; corpus_documents says how much of it."""
 
+_ROOT = Path(__file__).parent
+
 PIN_DIGITS = 16  # of the SHA-256: 64 bits tell texts apart, though not forgeries
 
 
 def code_hash() -> str:
     """A hash of all Python source in moe/, as it is on disk now: a run belongs to the code that made it."""
+    stats = ((path, path.stat()) for path in sorted(_ROOT.rglob("*.py")))
+    return _hash_of(tuple((path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in stats))
+
+
+@functools.lru_cache(maxsize=1)
+def _hash_of(files: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path, *_ in files:
+        digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
 
     return digest.hexdigest()
 

@@ -124,10 +124,13 @@ def improve(desk: Desk, ids: tuple[int, ...], limit: int) -> None:
 
 @verb(blueberry, "enqueue")
 @_ids
-@click.option("--seeds", type=int, help="Pairs of runs to begin with.")
+@click.option("--seeds", type=int, help="Pairs of runs that screen each.")
 @click.option("--priority", default=0, show_default=True, help="Higher goes first.")
+@click.option("--confirm", is_flag=True, help="Confirm them on new pairs, whatever the screening says.")
 @click.option("--ablate", is_flag=True, help="Of concluded ones: score the trained models without each of their parts.")
-def enqueue_command(desk: Desk, ids: tuple[int, ...], seeds: int | None, priority: int, ablate: bool) -> None:
+def enqueue_command(
+    desk: Desk, ids: tuple[int, ...], seeds: int | None, priority: int, confirm: bool, ablate: bool
+) -> None:
     """Queue approved experiments: those named, otherwise all."""
     if ablate and not ids:
         raise click.UsageError("--ablate needs the numbers of concluded experiments")
@@ -145,6 +148,7 @@ def enqueue_command(desk: Desk, ids: tuple[int, ...], seeds: int | None, priorit
             experiment_ids=keys,
             seeds=seeds,
             priority=priority,
+            confirm=confirm,
             ablate=ablate,
             patience=PATIENCE_SECONDS,
         )

@@ -30,6 +30,8 @@ _STYLES = {
     "worse": "red",
     "equivalent": "cyan",
     "no evidence yet": "yellow",
+    "promising": "bright_green",
+    "not promising": "dim",
     "invalid": "magenta",
     "failed": "red",
     "running": "bold",

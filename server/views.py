@@ -40,7 +40,8 @@ class ExperimentLine(View):
     score: float | None
     """latest review, 1 to 10"""
     verdict: str | None
-    """improved, improved but not causal, worse, equivalent, no evidence yet or invalid"""
+    """screened: promising or not promising, which claims nothing; confirmed: improved, improved but not causal, worse,
+    equivalent or no evidence yet; or invalid"""
     sentence: str | None
     """the verdict in plain words, or why the experiment ended"""
 
@@ -55,6 +56,9 @@ class VerdictView(View):
     """What the runs say of a hypothesis. effect = treatment - baseline, in units of the metric."""
 
     verdict: str
+    """promising, not promising: after screening, which claims nothing; improved, worse, equivalent, ...: confirmed"""
+    stage: str | None
+    """screen: pairs that may share baselines; confirm: new pairs, scored on the sealed test split"""
     final: bool
     sentence: str
     reason: str | None
@@ -64,6 +68,11 @@ class VerdictView(View):
     """lower end of the interval of the effect"""
     high: float | None
     confidence: float | None
+    expected: float | None
+    """the true effect to expect: the observed one, shrunk toward what effects have been in this lab"""
+    evidence: float | None
+    """e-value that the treatment is better; it is claimed to be at `needed`"""
+    needed: float | None
     pairs: int
     """pairs of runs of equal seed"""
     seeds: list[int]
@@ -177,7 +186,7 @@ def experiment_line(lab: Lab, experiment: Experiment) -> ExperimentLine:
         treatment=experiment.treatment,
         parent_id=experiment.parent_id,
         score=rounded(review.score, 2) if review else None,
-        verdict=verdict.verdict if verdict else None,
+        verdict=verdict.said if verdict else None,
         sentence=cut(sentence, 300) if sentence else None,
     )
 
@@ -192,10 +201,11 @@ def verdict_view(verdict: Verdict) -> VerdictView:
     """A verdict without its row's bookkeeping."""
     numbers = {
         name: rounded(getattr(verdict, name))
-        for name in ("effect", "low", "high", "confidence", "baseline_mean", "treatment_mean")
+        for name in ("effect", "low", "high", "confidence", "expected", "needed", "baseline_mean", "treatment_mean")
     }
+    evidence = None if verdict.evidence is None else float(f"{verdict.evidence:.3g}")
     costs = {"cost_seconds": round(verdict.cost_seconds, 1), "cost_kwh": rounded(verdict.cost_kwh)}
-    values = verdict.model_dump() | numbers | costs
+    values = verdict.model_dump() | numbers | costs | {"verdict": verdict.said, "evidence": evidence}
     return VerdictView.model_validate(values)
 
 

@@ -92,9 +92,9 @@ def test_a_question_becomes_a_verdict_whoever_dies_on_the_way(lab: Lab) -> None:
             since = seen["event_id"]
 
         verdict = seen["experiment"]["verdict"]
-        assert (verdict["verdict"], verdict["final"]) == ("worse", True)
+        assert (verdict["verdict"], verdict["final"]) == ("not promising", True)
         assert verdict["low"] > 0
-        assert "lr 0.01 → 0.0001 makes it worse" in verdict["sentence"]
+        assert "lr 0.01 → 0.0001: not promising" in verdict["sentence"]
 
     assert latest_verdict(lab.store, key) is not None
     assert [insight.knob for insight in list_insights(lab.store)] == ["lr"]

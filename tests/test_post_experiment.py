@@ -11,9 +11,9 @@ import pytest
 
 from agents.hands import register, start_runner, stop_runners
 from agents.planner import enqueue
+from db.comparisons import pairs
 from db.experiments import add_experiment, get_experiment, latest_verdict, move_experiment
 from db.lab import Lab
-from db.queries import pairs
 from moe.config import apply
 from moe.presets import PRESETS
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 VERDICTS = """
-SELECT current_verdicts.experiment_id, experiments.title, experiments.treatment, current_verdicts.verdict,
+SELECT current_verdicts.experiment_id, experiments.title, experiments.treatment, current_verdicts.said AS verdict,
        current_verdicts.effect, current_verdicts.low, current_verdicts.high, current_verdicts.metric,
        current_verdicts.pairs, current_verdicts.final, current_verdicts.sentence,
        current_verdicts.cost_seconds, experiments.domain, experiments.proposer
 FROM current_verdicts CROSS JOIN experiments ON experiments.id = current_verdicts.experiment_id
-ORDER BY CASE current_verdicts.verdict WHEN 'improved' THEN 0 WHEN 'worse' THEN 1 WHEN 'equivalent' THEN 2
-                                       WHEN 'no evidence yet' THEN 3 ELSE 4 END, current_verdicts.gain DESC
+ORDER BY CASE current_verdicts.said WHEN 'improved' THEN 0 WHEN 'worse' THEN 1 WHEN 'equivalent' THEN 2
+                                    WHEN 'promising' THEN 3 WHEN 'no evidence yet' THEN 4 WHEN 'not promising' THEN 5
+                                    ELSE 6 END, current_verdicts.gain DESC
 """
 
 RUNNING = """
@@ -31,8 +32,8 @@ SELECT queue_order.*, (SELECT min(experiment_id) FROM experiment_runs WHERE expe
 
 INSIGHTS = """
 SELECT insights.id AS insight_id, insights.statement, insights.knob, insights.direction,
-       verdicts.experiment_id, experiments.title, verdicts.verdict, verdicts.effect, verdicts.low, verdicts.high,
-       verdicts.sentence
+       verdicts.experiment_id, experiments.title, verdicts.said AS verdict, verdicts.effect, verdicts.low,
+       verdicts.high, verdicts.sentence
 FROM insights JOIN insight_verdicts ON insight_verdicts.insight_id = insights.id
 JOIN verdicts ON verdicts.id = insight_verdicts.verdict_id
 JOIN experiments ON experiments.id = verdicts.experiment_id

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from db.notebook.formats import count
 from db.queries import CurvePoint
-from db.records import Word
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 300, 120, 40, 16, 6
 
@@ -71,7 +70,7 @@ def draw_curves(metric: str, series: Sequence[Series]) -> Markup | None:
 
 
 def draw_interval(
-    effect: float | None, low: float | None, high: float | None, *, reach: float, word: Word, width: int = 180
+    effect: float | None, low: float | None, high: float | None, *, reach: float, word: str, width: int = 180
 ) -> Markup | None:
     """An effect and its interval around zero, on a scale from -reach to +reach."""
     if effect is None or reach <= 0.0:

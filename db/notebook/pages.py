@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from db import queries
+from db import comparisons, queries
 from db.cards import experiment_kwh, run_kwh
 from db.experiments import get_experiment, latest_verdict, list_insights
 from db.notebook.canned import VERDICTS
@@ -138,7 +138,7 @@ def read_experiment(path: Path, experiment_id: int) -> ExperimentPage:
                 Review.of(row)
                 for row in store.rows("SELECT * FROM reviews WHERE experiment_id = ? ORDER BY id", (experiment_id,))
             ],
-            seeds=[_seed_result(store, experiment, pair) for pair in queries.pairs(store, experiment_id)],
+            seeds=[_seed_result(store, experiment, pair) for pair in comparisons.pairs(store, experiment_id)],
             probes=queries.probe_runs(store, experiment_id),
             ancestors=[
                 get_experiment(store, key) for key in queries.lineage(store, experiment_id) if key != experiment_id
@@ -218,7 +218,7 @@ def _verdict_picture(verdict: Verdict | None) -> Markup | None:
         return None
 
     reach = _widest(verdict.effect, verdict.low, verdict.high)
-    return draw_interval(verdict.effect, verdict.low, verdict.high, reach=reach, word=verdict.verdict, width=420)
+    return draw_interval(verdict.effect, verdict.low, verdict.high, reach=reach, word=verdict.said, width=420)
 
 
 def _common_reach(effects: Sequence[tuple[float | None, ...]]) -> float:
@@ -231,7 +231,7 @@ def _widest(*values: float | None) -> float:
     return max((abs(value) for value in values if value is not None), default=0.0)
 
 
-def _seed_result(store: Store, experiment: Experiment, pair: queries.Pair) -> SeedResult:
+def _seed_result(store: Store, experiment: Experiment, pair: comparisons.Pair) -> SeedResult:
     arms = {"baseline": pair.baseline, "treatment": pair.treatment}
     pictures = [
         draw_curves(

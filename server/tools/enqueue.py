@@ -41,11 +41,18 @@ def enqueue(
         Field(
             ge=2,
             le=50,
-            description="pairs of runs (baseline and treatment) to begin with; the judge adds more while the evidence "
-            "is open. By default min_seeds of the lab's configuration",
+            description="pairs of runs (baseline and treatment) that screen each experiment. By default min_seeds of "
+            "the lab's configuration",
         ),
     ] = None,
     priority: Annotated[int, Field(ge=-9, le=9, description="higher goes first")] = 0,
+    confirm: Annotated[
+        bool,
+        Field(
+            description="confirm them on new pairs whatever the screening says, also to learn how bad or how equal "
+            "something is; concluded ones go on with more pairs"
+        ),
+    ] = False,
     ablate: Annotated[
         bool,
         Field(description="for concluded experiments, instead: score their trained models without each of their parts"),
@@ -55,12 +62,15 @@ def enqueue(
 ) -> Enqueued:
     """Puts approved experiments into the queue of runs: a probe first, then treatment and baseline on each seed.
 
-    Use it after `review` has approved an experiment; also to give a concluded experiment more seeds, or to take up a
-    failed or cancelled one again. What cannot fit the card is refused with the number. Runs that an earlier experiment
-    has done already are shared, not repeated. Comes back with a plan for each experiment; `run` then starts training.
+    Those first pairs screen an experiment and claim nothing; if it is promising it is registered as a hypothesis, and
+    confirmed on new pairs by itself. Use it after `review` has approved an experiment; also to give a concluded one
+    more pairs, or to take up a failed or cancelled one again. What cannot fit the card is refused with the number. Runs
+    that an earlier experiment has done already are shared, not repeated. Comes back with a plan for each experiment and
+    what a confirmation would take; `run` then starts training.
     """
     task = Asking(lab, idempotency_key, patience).ask(
-        "enqueue", {"experiment_ids": experiment_ids, "seeds": seeds, "priority": priority, "ablate": ablate}
+        "enqueue",
+        {"experiment_ids": experiment_ids, "seeds": seeds, "priority": priority, "confirm": confirm, "ablate": ablate},
     )
     working = still_working(task)
     if lab.settings.auto_start_runner and working is None:

@@ -1,80 +1,184 @@
-"""The words of a verdict: right on clear cases, silent on noise, and rarely wrong however often one looks."""
+"""The gates of the judge, its budget of error over many hypotheses, and that nothing drops out."""
 
 from __future__ import annotations
 
-import random
+from typing import Any
 
 import pytest
 
-from agents.judge import Ruling, Score, weigh
+from agents import mind
+from agents.planner import enqueue
+from db.comparisons import pairs
+from db.experiments import get_experiment
+from db.hypotheses import list_hypotheses
+from db.lab import Lab
+from db.records import Experiment, Runner
+from db.store import to_column
+from moe.config import Config
+from tests.agents.test_research import Scorer, approved, lr_matters, luck, settled, verdict_of, work_off
 
 
-def scores(differences: list[float], *, baseline: float = 3.0, jitter: float = 0.0) -> list[Score]:
-    """Pairs with these differences; baselines spread by `jitter`."""
-    return [
-        Score(seed=seed, baseline=baseline + jitter * seed, treatment=baseline + jitter * seed + difference)
-        for seed, difference in enumerate(differences, start=1)
-    ]
+def scored(**changes: Any) -> Scorer:
+    """A world in which lr 0.02 helps, with scores that say all that a real one does; `changes` are the treatment's."""
+
+    def score(config: Config, seed: int) -> dict[str, Any]:
+        value = lr_matters(config, seed)
+        facts = {
+            "evaluator": 2,
+            "corpus_sha256": "abc",
+            "train_overlap": 0.0,
+            "train_tokens": config.steps * config.batch_size * config.seq_len if config.steps else 0,
+        }
+        return {"val_bpb": value, **facts, **(changes if config.lr == 0.02 else {})}
+
+    return score
 
 
-def test_a_large_steady_effect_is_decided_with_two_pairs() -> None:
-    ruling = weigh(scores([-0.300, -0.301]))
-    assert ruling.word == "improved"
-    assert ruling.low < -0.3005 < ruling.high < 0
-    assert ruling.effect == pytest.approx(-0.3005)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"evaluator": 3}, "differ in the version of the evaluator: 2 and 3"),
+        ({"corpus_sha256": "abd"}, "differ in the text"),
+        ({"code": "tampered"}, "was scored by another moe/ than the one that it was queued for"),
+        ({"split": "val"}, "was scored on val, a confirmation counts on the sealed test split alone"),
+        ({"train_overlap": 0.5}, "50% of the text that scores"),
+        ({"train_tokens": 10}, "was trained on 10 tokens, not on the"),
+    ],
+)
+def test_what_makes_a_pair_no_fair_comparison_is_said_and_nothing_counts(
+    lab: Lab, runner: Runner, changes: dict[str, Any], reason: str
+) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, scored())
+    mind.work(lab)
+    assert verdict_of(lab, experiment).said == "promising"
+    verdict = settled(lab, runner, experiment, scored(**changes))
+    assert verdict.said == "invalid"
+    assert reason in (verdict.reason or "")
 
 
-@pytest.mark.parametrize(("direction", "word"), [("lower", "worse"), ("higher", "improved")])
-def test_the_direction_of_the_metric_decides_which_side_is_better(direction: str, word: str) -> None:
-    assert weigh(scores([0.300, 0.301]), direction=direction).word == word  # type: ignore[arg-type]
+def test_a_fair_comparison_passes_all_gates(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    assert settled(lab, runner, experiment, scored()).said == "improved"
 
 
-def test_a_gain_within_the_noise_is_no_evidence() -> None:
-    assert weigh(scores([-0.02, 0.01, -0.015])).word == "no evidence yet"
+def test_a_seed_that_somebody_dropped_is_missed(lab: Lab, runner: Runner) -> None:
+    experiment = promising(lab, runner)
+    work_off(lab, runner, lr_matters)
+    gone = pairs(lab.store, experiment.id, "confirm")[0]
+    for run in (gone.baseline, gone.treatment):
+        assert run is not None
+        lab.store.execute("DELETE FROM experiment_runs WHERE run_id = ?", (run.id,))
+
+    mind.work(lab)
+    assert verdict_of(lab, experiment).reason == f"the pair of seed {gone.seed} was drawn and its runs are gone"
 
 
-def test_a_null_effect_much_smaller_than_the_noise_floor_is_equivalent() -> None:
-    assert weigh(scores([0.0001, -0.0001, 0.0], jitter=0.01)).word == "equivalent"
+def test_a_seed_that_the_lab_did_not_draw_does_not_count(lab: Lab, runner: Runner) -> None:
+    experiment = promising(lab, runner)
+    work_off(lab, runner, lr_matters)
+    (hypothesis,) = list_hypotheses(lab.store)
+    lab.store.execute("UPDATE hypotheses SET seeds = ?", (to_column(hypothesis.seeds[:1]),))
+    mind.work(lab)
+    assert "was not drawn by the lab" in (verdict_of(lab, experiment).reason or "")
 
 
-def test_what_never_differs_is_equivalent() -> None:
-    assert weigh(scores([0.0, 0.0])).word == "equivalent"
+def test_two_kinds_of_hardware_never_meet_in_a_pair(lab: Lab, runner: Runner) -> None:
+    experiment = promising(lab, runner)
+    work_off(lab, runner, lr_matters)
+    run = pairs(lab.store, experiment.id, "confirm")[0].baseline
+    assert run is not None
+    lab.store.execute("UPDATE runs SET hardware_class = 'another card' WHERE id = ?", (run.id,))
+    mind.work(lab)
+    assert "was trained on two kinds of hardware: another card" in (verdict_of(lab, experiment).reason or "")
 
 
-def test_pairs_of_other_experiments_tell_of_the_noise() -> None:
-    alone = weigh(scores([-0.05, -0.057]))
-    informed = weigh(scores([-0.05, -0.057]), [scores([0.0, 0.009]), scores([0.1, 0.108]), scores([0.0, -0.009])])
-    assert alone.word == "no evidence yet"
-    assert informed.word == "improved"
-    assert width(informed) < width(alone)
+def test_a_pair_that_diverged_counts_at_the_worst(lab: Lab, runner: Runner) -> None:
+    experiment = promising(lab, runner)
+    (hypothesis,) = list_hypotheses(lab.store)
+    bad = hypothesis.seeds[0]
+
+    def sometimes(config: Config, seed: int) -> float | None:
+        return None if seed == bad and config.lr == 0.02 else lr_matters(config, seed)
+
+    verdict = settled(lab, runner, experiment, sometimes)
+    assert verdict.said == "no evidence yet"
+    assert "1 of which diverged" in verdict.sentence
+    assert verdict.effect is not None
+    assert verdict.effect > 0.0
 
 
-def test_a_treatment_noisier_than_its_class_uses_its_own_noise() -> None:
-    calm = [scores([0.0, 0.0001]) for _ in range(20)]
-    assert weigh(scores([-0.1, 0.1]), calm).pair_noise == pytest.approx(0.1414, abs=1e-4)
+def test_more_compute_is_named(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"num_experts": 8, "top_k": 4})
+    enqueue(lab, [experiment.id])
+
+    def world(config: Config, seed: int) -> float:
+        return 3.0 - (0.1 if config.top_k == 4 else 0.0) + 0.003 * luck(seed, config.top_k)
+
+    verdict = settled(lab, runner, experiment, world)
+    assert verdict.said == "improved"
+    assert "times the FLOPs a token" in verdict.sentence
 
 
-def test_later_looks_spend_less_of_the_error() -> None:
-    pairs = scores([-0.05, -0.06, -0.055])
-    assert width(weigh(pairs, first_look=2)) > width(weigh(pairs, first_look=3))
+def test_the_more_is_registered_the_more_a_claim_needs_and_each_claim_helps_the_next(lab: Lab, runner: Runner) -> None:
+    def world(config: Config, seed: int) -> float:
+        gain = 0.1 if config.beta1 == 0.8 else 0.04 if config.lr > 0.01 else 0.0
+        return 3.0 + 0.01 * luck(seed) - gain + 0.01 * luck(seed, config.lr, config.beta1)
+
+    asked = [approved(lab, {"lr": round(0.011 + 0.001 * number, 3)}) for number in range(4)]
+    enqueue(lab, [item.id for item in asked], confirm=True)
+    for item in asked:
+        settled(lab, runner, item, world)
+
+    strong = approved(lab, {"beta1": 0.8})
+    enqueue(lab, [strong.id])
+    assert settled(lab, runner, strong, world).said == "improved"
+    registered = list_hypotheses(lab.store)
+    assert len(registered) == 5
+    assert registered[-1].claim == "improved"
+    assert registered[-1].lab_claim == "improved"
+    for hypothesis in registered:
+        verdict = verdict_of(lab, get_experiment(lab.store, hypothesis.experiment_id))
+        assert (hypothesis.claim or "no evidence yet") == verdict.said
 
 
-def test_fewer_than_two_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="two pairs"):
-        weigh(scores([0.1]))
+@pytest.mark.parametrize(("campaign", "names"), [("night 7", ["night 7"]), ("cycle", ["lab"])])
+def test_a_campaign_has_the_name_that_the_configuration_gives_it(
+    configured: Any, campaign: str, names: list[str]
+) -> None:
+    lab = configured(f'campaign = "{campaign}"\n')
+    runner = _runner(lab)
+    promising(lab, runner)
+    assert [item.campaign for item in list_hypotheses(lab.store)] == names
 
 
-def test_null_treatments_are_rarely_called_anything_though_we_look_after_every_pair() -> None:
-    chance = random.Random(7)
-    wrong = 0
-    for _ in range(2000):
-        differences = [chance.gauss(0.0, 0.01) for _ in range(6)]
-        looks = [weigh(scores(differences[:count], jitter=0.0)).word for count in range(2, 7)]
-        wrong += any(word in ("improved", "worse") for word in looks)
+def promising(lab: Lab, runner: Runner) -> Experiment:
+    """An experiment that screening has found promising, and whose first new pairs are queued."""
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    assert verdict_of(lab, experiment).said == "promising"
+    return experiment
 
-    assert wrong / 2000 <= 0.05
 
+def _runner(lab: Lab) -> Runner:
+    from db.runners import register_runner
 
-def width(ruling: Ruling) -> float:
-    """Of the interval."""
-    return ruling.high - ruling.low
+    return register_runner(
+        lab.store,
+        {
+            "hostname": "here",
+            "device": "cpu",
+            "device_name": "a CPU",
+            "device_key": "cpu",
+            "precision": "fp32",
+            "torch": "2.13",
+            "hardware_class": "cpu a CPU fp32 torch 2.13",
+            "memory_bytes": 8 * 2**30,
+            "threads": 2,
+            "message": "training on the CPU",
+        },
+    )

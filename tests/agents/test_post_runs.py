@@ -11,16 +11,17 @@ from agents.admission import NotAdmittedError, admit
 from agents.planner import enqueue
 from agents.preflight import Base
 from agents.proposals import Proposal
+from db.comparisons import pairs, scored_pairs
 from db.errors import RefusedError
 from db.experiments import get_experiment, latest_verdict, list_insights
 from db.lab import Lab
-from db.queries import comparable_pairs, pairs, runs_of_experiment, trained_runs
+from db.queries import runs_of_experiment, trained_runs
 from db.queue import get_run
 from db.records import Experiment, Runner, Verdict
 from db.weights import forget_weights
 from moe.config import Config, apply
 from moe.presets import PRESETS
-from tests.agents.test_research import Scorer, approved, lr_matters, work_off
+from tests.agents.test_research import Scorer, approved, lr_matters, luck, settled, work_off
 
 SMALLER: dict[str, Any] = {
     "metric": "weight_bytes",
@@ -36,7 +37,7 @@ def served(loss: float, *, noise: float = 0.0) -> Scorer:
 
     def score(config: Config, seed: int) -> dict[str, float]:
         quantized = config.quantize != "none"
-        val_bpb = 3.0 + 0.01 * seed + (loss + noise * (-1) ** seed if quantized else 0.0)
+        val_bpb = 3.0 + 0.01 * luck(seed) + (loss + noise * luck(seed, loss) if quantized else 0.0)
         return {"val_bpb": val_bpb, "weight_bytes": 25_000.0 if quantized else 100_000.0}
 
     return score
@@ -45,13 +46,7 @@ def served(loss: float, *, noise: float = 0.0) -> Scorer:
 def judged(lab: Lab, runner: Runner, experiment: Experiment, scorer: Scorer, **probe: Any) -> Verdict:
     """The verdict after all that the judge asked for was done."""
     enqueue(lab, [experiment.id])
-    while get_experiment(lab.store, experiment.id).status in ("queued", "running"):
-        work_off(lab, runner, scorer, probe={"passed": True, "acts": {}, "causal": True} | probe)
-        mind.work(lab)
-
-    verdict = latest_verdict(lab.store, experiment.id)
-    assert verdict is not None
-    return verdict
+    return settled(lab, runner, experiment, scorer, **probe)
 
 
 def test_both_sides_are_made_of_the_same_checkpoints_and_train_once(lab: Lab, runner: Runner) -> None:
@@ -78,20 +73,20 @@ def test_fewer_bytes_are_a_gain_while_the_guard_stays_within_its_margin(lab: Lab
     assert (verdict.verdict, verdict.effect) == ("improved", -75_000)
     assert verdict.guard_effect == pytest.approx(0.001)
     assert verdict.sentence == (
-        "quantize none → int8 improves weight_bytes -75,000 [-75,000, -75,000] over 2 pairs; "
+        "quantize none → int8 improves weight_bytes -75,000 [-75,000, -75,000] over 2 new pairs; "
         "val_bpb +0.00100 [+0.00100, +0.00100] is within the margin of 0.02."
     )
 
 
 def test_beyond_the_margin_they_are_not(lab: Lab, runner: Runner) -> None:
     verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.05))
-    assert (verdict.verdict, verdict.pairs) == ("worse", 2)
+    assert (verdict.said, verdict.pairs) == ("not promising", 2)
     assert "is beyond the margin of 0.02" in verdict.sentence
 
 
 def test_near_the_margin_more_pairs_are_asked_for(lab: Lab, runner: Runner) -> None:
-    verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.015, noise=0.01))
-    assert (verdict.verdict, verdict.pairs) == ("no evidence yet", lab.settings.max_seeds)
+    verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.0195, noise=0.004))
+    assert (verdict.said, verdict.pairs) == ("no evidence yet", lab.settings.max_pairs)
     assert "is not surely within the margin of 0.02" in verdict.sentence
 
 
@@ -105,12 +100,13 @@ def test_a_treatment_of_training_may_be_judged_by_what_is_served(lab: Lab, runne
     done = work_off(lab, runner, score)
     assert [claim.run.kind for claim in done].count("train") == 4
     mind.work(lab)
-    verdict = latest_verdict(lab.store, experiment.id)
-    assert verdict is not None
+    verdict = settled(lab, runner, experiment, score)
     assert (verdict.verdict, verdict.effect) == ("improved", -2000.0)
 
 
-@pytest.mark.parametrize(("lr", "treatment", "word"), [(0.01, {"lr": 1.0}, "worse"), (1.0, {"beta1": 0.8}, "invalid")])
+@pytest.mark.parametrize(
+    ("lr", "treatment", "word"), [(0.01, {"lr": 1.0}, "not promising"), (1.0, {"beta1": 0.8}, "invalid")]
+)
 def test_without_a_checkpoint_nothing_waits_forever(
     lab: Lab, runner: Runner, lr: float, treatment: dict[str, Any], word: str
 ) -> None:
@@ -118,7 +114,7 @@ def test_without_a_checkpoint_nothing_waits_forever(
     experiment = approved(lab, treatment, **SMALLER | {"baseline": baseline})
     calm = served(0.0)
     verdict = judged(lab, runner, experiment, lambda config, seed: None if config.lr == 1.0 else calm(config, seed))
-    assert verdict.verdict == word
+    assert verdict.said == word
     assert "left no checkpoint: train_loss is not finite at step 3" in verdict.sentence
 
 
@@ -130,11 +126,11 @@ def test_a_score_without_the_metric_is_no_result(lab: Lab, runner: Runner) -> No
 
 def test_a_model_that_looks_ahead_and_says_so_never_simply_improves(lab: Lab, runner: Runner) -> None:
     def better(config: Config, seed: int) -> float:
-        return 3.0 + 0.01 * seed - (0.0 if config.causal else 0.5 + 0.001 * seed)
+        return 3.0 + 0.01 * luck(seed) - (0.0 if config.causal else 0.5 + 0.001 * luck(seed, "ahead"))
 
     experiment = approved(lab, {"routing": "expert_choice"})
     verdict = judged(lab, runner, experiment, better, causal=False, declared_causal=False)
-    assert (verdict.verdict, verdict.reason) == ("improved but not causal", CAUSAL_LABEL)
+    assert verdict.verdict == "improved but not causal"
     assert verdict.sentence.endswith(f"; {CAUSAL_LABEL}.")
 
 
@@ -187,7 +183,7 @@ def test_a_post_run_never_waits_for_weights_that_were_dropped(lab: Lab, runner: 
 
     served_too = approved(lab, {"quantize": "int8"}, **SMALLER)
     assert enqueue(lab, [served_too.id]).plans[0].runs_new == 7
-    done = work_off(lab, runner, served(0.001))
+    done = work_off(lab, runner, served(0.05))
     needed = {claim.run.needs_run_id for claim in done if claim.run.kind == "post"}
     assert needed == {claim.run.id for claim in done if claim.run.kind == "train"}
     mind.work(lab)
@@ -249,12 +245,11 @@ def test_noise_is_pooled_only_over_sides_of_the_same_making(lab: Lab, runner: Ru
         judged(lab, runner, experiment, served(0.001))
 
     judged(lab, runner, trained, lr_matters)
-    assert comparable_pairs(lab.store, get_experiment(lab.store, trained.id), same_checkpoint=False).keys() == {
-        trained.id
-    }
-    assert comparable_pairs(lab.store, get_experiment(lab.store, trained.id), same_checkpoint=True).keys() == {
-        item.id for item in served_only
-    }
+    asked = get_experiment(lab.store, trained.id)
+    apart = scored_pairs(lab.store, asked, "val_bpb", same_checkpoint=False)
+    assert {pair.experiment_id for pair in apart} == {trained.id}
+    together = scored_pairs(lab.store, asked, "val_bpb", same_checkpoint=True)
+    assert {pair.experiment_id for pair in together} == {item.id for item in served_only}
 
 
 def test_insights_keep_metrics_apart(lab: Lab, runner: Runner) -> None:

@@ -74,6 +74,7 @@ def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
         "reason": None,
         "priority": 0,
         "seeds": 0,
+        "confirm": "promising",
         "hardware_class": None,
     }
 

@@ -12,6 +12,7 @@ from sqlite_utils import Database
 
 from benchmarks.lab_size import build
 from db.clock import now
+from db.comparisons import scored_pairs
 from db.experiments import (
     add_verdict,
     experiments_to_judge,
@@ -26,7 +27,7 @@ from db.lab import Lab
 from db.migrations import MIGRATIONS
 from db.notebook.pages import read_front
 from db.order import head_of_line, place_of
-from db.queries import comparable_pairs, flops_per_second, overview, running_runs, tally
+from db.queries import flops_per_second, overview, running_runs, tally
 from db.queue import Outcome, Point, claim_run, finish_attempt, ingest
 from db.runners import get_runner
 from db.store import Store, to_column
@@ -204,7 +205,7 @@ def test_an_old_lab_is_brought_along(tmp_path: Path, filled: Filled) -> None:
     [open_still] = experiments_to_judge(store)
     mark_judged(store, open_still.id)
     assert experiments_to_judge(store) == []
-    assert comparable_pairs(store, open_still, same_checkpoint=False) == {}
+    assert scored_pairs(store, open_still, "val_bpb", same_checkpoint=False) == []
     move_experiment(store, open_still.id, "concluded", allowed=["running"])
     assert tallied(store) == counted(store)
     assert store.value("PRAGMA integrity_check") == "ok"

@@ -91,7 +91,7 @@ def test_hostile_text_is_shown_as_text(browse: httpx.Client, sample: Sample) -> 
 def test_metadata_describes_every_table_and_column_of_the_schema(sample: Sample) -> None:
     store = sample.lab.store
     schema = {
-        row["name"]: {column["name"] for column in store.rows(f"PRAGMA table_info({row['name']})")}
+        row["name"]: {column["name"] for column in store.rows(f"PRAGMA table_xinfo({row['name']})")}
         for row in store.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%fts%'")
         if not TABLES.get(row["name"], {}).get("hidden")
     }

@@ -1,0 +1,132 @@
+"""Confirmation: a promising experiment is registered as a hypothesis, and judged on new pairs alone.
+
+Registering spends error: how much evidence a claim needs follows from the hypothesis's place among all that its
+campaign has registered, and again among all of the lab's life (agents/discoveries.py). The lab draws the seeds, runs
+both sides afresh at the full budget, and has them scored on the sealed test split. An experiment is registered once:
+whoever queues it again continues its evidence.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+
+from agents.discoveries import discoveries, level
+from agents.effort import pairs_for
+from agents.noise import Noise
+from agents.pairs import add_pairs
+from db.experiments import get_experiment
+from db.hypotheses import add_hypothesis, extend_hypothesis, get_hypothesis, list_hypotheses, note_claim
+from db.lab import Lab
+from db.queue import Queued
+from db.records import Claim, Experiment, Hypothesis
+
+HUGE = 16.0 / math.sqrt(2.0)
+"""An effect of 16 noise floors, in deviations of a pair. What not even that would decide is not worth a look, and the
+card has something to do meanwhile."""
+
+CLAIMS: tuple[Claim, ...] = ("improved", "worse", "equivalent")
+"""What can be claimed; each is a family of its own, of whose claims at most 5 % are false on average."""
+
+_SEEDS = 2**31
+_LOWEST = 1_000_000
+"""Screening counts its seeds from 1; these can never be among them."""
+
+
+def register(lab: Lab, experiment: Experiment, noise: Noise | None, guard: Noise | None) -> Hypothesis:
+    """Registers a hypothesis, with the noise that it and its guard are weighed against, and queues its first pairs."""
+    hypothesis = add_hypothesis(
+        lab.store,
+        {
+            "experiment_id": experiment.id,
+            "campaign": _campaign_of(lab, experiment),
+            "seeds": [],
+            "max_pairs": lab.settings.max_pairs,
+            "noise_sd": None if noise is None else noise.sd,
+            "noise_df": None if noise is None else noise.df,
+            "guard_sd": None if guard is None else guard.sd,
+            "guard_df": None if guard is None else guard.df,
+        },
+    )
+    count = 2 if noise is not None and noise.sd == 0.0 else max(2, pairs_for(lab, HUGE, noise))
+    add_confirming_pairs(lab, experiment, min(count, lab.settings.max_pairs))
+    return hypothesis
+
+
+def noise_known(hypothesis: Hypothesis) -> tuple[Noise | None, Noise | None]:
+    """What was known of the noise of the metric, and of its guard, when the hypothesis was registered."""
+    return _noise(hypothesis.noise_sd, hypothesis.noise_df), _noise(hypothesis.guard_sd, hypothesis.guard_df)
+
+
+def new_claims(lab: Lab, hypothesis: Hypothesis) -> list[Hypothesis]:
+    """Notes which hypotheses may be claimed, given the evidence for all of them; those of the campaign that are new.
+
+    Beside the one whose evidence has just grown, a claim may be one of those decided earlier: each further claim lowers
+    what the others need. What is claimed over the lab's life is noted beside it.
+    """
+    before = {item.id for item in list_hypotheses(lab.store, hypothesis.campaign) if item.claim}
+    for claim in CLAIMS:
+        for item in _accepted(list_hypotheses(lab.store, hypothesis.campaign), claim):
+            note_claim(lab.store, item, claim=claim)
+
+        for item in _accepted(list_hypotheses(lab.store), claim):
+            note_claim(lab.store, item, lab_claim=claim)
+
+    return [item for item in list_hypotheses(lab.store, hypothesis.campaign) if item.claim and item.id not in before]
+
+
+def needed(lab: Lab, hypothesis: Hypothesis) -> float:
+    """The e-value at which the hypothesis can be claimed improved as things stand; each claim of others lowers it."""
+    registered = list_hypotheses(lab.store, hypothesis.campaign)
+    position = 1 + [item.id for item in registered].index(hypothesis.id)
+    claims = sum(item.claim == "improved" for item in registered if item.id != hypothesis.id)
+    return 1.0 / level(position, claims)
+
+
+def _accepted(registered: Sequence[Hypothesis], claim: Claim) -> list[Hypothesis]:
+    accepted = discoveries([getattr(item, claim) for item in registered])
+    return [item for item, is_accepted in zip(registered, accepted, strict=True) if is_accepted]
+
+
+def add_confirming_pairs(lab: Lab, experiment: Experiment, count: int) -> list[Queued]:
+    """Draws seeds and queues a pair for each."""
+    hypothesis = get_hypothesis(lab.store, experiment.id)
+    if hypothesis is None:
+        raise ValueError(f"experiment {experiment.id} is no registered hypothesis")
+
+    seeds = list(hypothesis.seeds)
+    while len(seeds) < len(hypothesis.seeds) + count:
+        seed = _LOWEST + secrets.randbelow(_SEEDS - _LOWEST)
+        if seed not in seeds:
+            seeds.append(seed)
+
+    extend_hypothesis(lab.store, hypothesis, seeds=seeds, max_pairs=max(hypothesis.max_pairs, len(seeds)))
+    return add_pairs(lab, experiment, seeds[-count:], "confirm")
+
+
+def go_on(lab: Lab, experiment_id: int) -> list[Queued]:
+    """Gives a registered hypothesis max_pairs more pairs, and queues the next one.
+
+    Pairs of which a run was cancelled or has failed are taken up again: none drops out.
+    """
+    hypothesis = get_hypothesis(lab.store, experiment_id)
+    if hypothesis is None:
+        raise ValueError(f"experiment {experiment_id} is no registered hypothesis")
+
+    most = len(hypothesis.seeds) + lab.settings.max_pairs
+    extend_hypothesis(lab.store, hypothesis, seeds=hypothesis.seeds, max_pairs=most)
+    experiment = get_experiment(lab.store, experiment_id)
+    again = add_pairs(lab, experiment, hypothesis.seeds, "confirm")
+    return again + add_confirming_pairs(lab, experiment, 1)
+
+
+def _noise(sd: float | None, df: float | None) -> Noise | None:
+    return None if sd is None or df is None else Noise(sd=sd, df=df)
+
+
+def _campaign_of(lab: Lab, experiment: Experiment) -> str:
+    if lab.settings.campaign != "cycle":
+        return lab.settings.campaign
+
+    return "lab" if experiment.cycle_id is None else f"cycle {experiment.cycle_id}"

@@ -1,0 +1,130 @@
+"""Integrity gates: what must hold before any number of a comparison counts. A gate that fails makes it invalid.
+
+Pure functions over rows; each says what is wrong in a sentence, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from db.comparisons import Pair
+from db.records import Experiment, Hypothesis, Run, Stage
+from moe.config import Config
+
+OVERLAP = 0.1
+"""Part of the held-out text's sentences that may also be in the training text."""
+
+_SAME = {
+    "evaluator": "version of the evaluator",
+    "corpus_sha256": "text",
+    "split": "split",
+    "code": "code of moe/ at scoring",
+}
+"""What both scores of a pair must have in common."""
+
+
+def probe_problem(probes: Sequence[Run]) -> str | None:
+    """A knob that does nothing, a model that sees later tokens and denies it, or one that does not fit."""
+    for run in probes:
+        if run.status == "failed":
+            return f"the probe could not be done: {run.error}"
+
+        if run.status == "completed" and not run.passed:
+            score = run.score or {}
+            dead = [knob for knob, found in score.get("acts", {}).items() if not found["acts"]]
+            if dead:
+                return f"{', '.join(dead)} does nothing here: {score['acts'][dead[0]]['detail']}"
+
+            if not score.get("causal", True) and score.get("declared_causal", True):
+                return f"the model sees future tokens: {score.get('causal_detail', '')}"
+
+            return "the probe did not pass"
+
+    return None
+
+
+def pair_problem(experiment: Experiment, found: Sequence[Pair], stage: Stage) -> str | None:
+    """What makes the pairs of one stage no fair comparison; a treatment that diverged is a result, and no problem."""
+    return next((problem for pair in found for problem in _of_pair(experiment, pair, stage)), None)
+
+
+def seed_problem(hypothesis: Hypothesis, found: Sequence[Pair]) -> str | None:
+    """A drawn seed whose runs are gone: whoever drops a pair chooses the result."""
+    there = {pair.seed for pair in found if pair.baseline and pair.treatment}
+    if gone := [seed for seed in hypothesis.seeds if seed not in there]:
+        return f"the pair of seed {gone[0]} was drawn and its runs are gone"
+
+    if extra := sorted(there - set(hypothesis.seeds)):
+        return f"the pair of seed {extra[0]} was not drawn by the lab"
+
+    return None
+
+
+def _of_pair(experiment: Experiment, pair: Pair, stage: Stage) -> Iterator[str]:
+    if pair.baseline and pair.baseline.status == "pruned":
+        yield f"the baseline itself diverged with seed {pair.seed}: {pair.baseline.error}"
+
+    for side, run in (("baseline", pair.baseline), ("treatment", pair.treatment)):
+        if run is None or run.status in ("failed", "cancelled"):
+            why = (run.error or run.status) if run else "missing"
+            yield f"the {side} run with seed {pair.seed} has no result: {why}"
+        elif run.status == "completed":
+            yield from _of_score(experiment, pair.seed, side, run, stage)
+
+    if pair.baseline and pair.treatment:
+        yield from _between(pair.seed, pair.baseline, pair.treatment)
+
+
+def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Stage) -> Iterator[str]:
+    score = run.score or {}
+    measured = [name for name in (experiment.metric, experiment.guard_metric) if name is not None]
+    if missing := [name for name in measured if score.get(name) is None]:
+        yield f"the score of run {run.id} ({side}, seed {seed}) has no {missing[0]}"
+
+    where = f"run {run.id} ({side}, seed {seed})"
+    if stage == "confirm" and score.get("split", "test") != "test":
+        yield f"{where} was scored on {score['split']}, a confirmation counts on the sealed test split alone"
+
+    if score.get("code", run.code) != run.code:
+        yield f"{where} was scored by another moe/ than the one that it was queued for"
+
+    overlap = score.get("train_overlap") or 0.0
+    if overlap > OVERLAP:
+        yield f"{overlap:.0%} of the text that scores {where} is in the training text"
+
+    if problem := _budget_problem(run, score):
+        yield f"{where} {problem}"
+
+
+def _budget_problem(run: Run, score: dict[str, Any]) -> str | None:
+    """Whether a training run had the budget that its config names: whole batches within the tokens, or the seconds."""
+    config = Config.model_validate(run.config)
+    tokens, seconds = score.get("train_tokens"), score.get("train_seconds")
+    if config.budget_tokens is not None and tokens is not None:
+        batch = config.batch_size * config.seq_len
+        if not config.budget_tokens - batch < tokens <= config.budget_tokens:
+            return f"was trained on {tokens:,} tokens, not on the {config.budget_tokens:,} of its budget"
+
+    if config.budget_seconds is not None and seconds is not None:
+        step = seconds / max(1, score.get("steps") or 1)
+        if seconds > config.budget_seconds + max(2.0 * step, 0.02 * config.budget_seconds):
+            return f"was trained for {seconds:.1f} s, not for the {config.budget_seconds:g} s of its budget"
+
+    return None
+
+
+def _between(seed: int, baseline: Run, treatment: Run) -> Iterator[str]:
+    if baseline.hardware_class != treatment.hardware_class:
+        yield (
+            f"the pair of seed {seed} was trained on two kinds of hardware: {baseline.hardware_class} and "
+            f"{treatment.hardware_class}"
+        )
+
+    if baseline.code != treatment.code:
+        yield f"the two sides of seed {seed} were trained by different versions of moe/; enqueue it again"
+
+    before, after = baseline.score or {}, treatment.score or {}
+    for name, what in _SAME.items():
+        if name in before and name in after and before[name] != after[name]:
+            yield f"the two sides of seed {seed} differ in the {what}: {before[name]} and {after[name]}"

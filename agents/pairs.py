@@ -1,0 +1,118 @@
+"""The runs behind a comparison: for each seed, both sides; a probe before them, post runs behind them where needed.
+
+Equal fingerprint and seed is the same run, done once and shared. The runs of a confirmation have seeds that nobody else
+has, and are scored on the sealed test split: they are never shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agents.preflight import preflight
+from db.errors import RefusedError
+from db.experiments import plan_experiment
+from db.lab import Lab
+from db.queue import Queued, add_run
+from db.records import Arm, Experiment, RunKind, Stage
+from db.runners import list_runners
+from db.weights import free_identity, has_run
+from moe.config import Config, ConfigError, after_training, apply, apply_treatment, scientific
+from moe.fingerprint import code_hash, fingerprint
+from moe.post.stages import as_trained, needs_post
+
+
+def configs_of(experiment: Experiment) -> tuple[Config, Config]:
+    """The whole configs of both sides: baseline, treatment.
+
+    Raises:
+        RefusedError: the stored config is no longer valid with this version of moe/.
+    """
+    try:
+        baseline = Config.model_validate(experiment.baseline)
+        return baseline, apply_treatment(baseline, experiment.treatment)
+    except (ConfigError, ValueError) as error:
+        raise RefusedError(f"experiment {experiment.id} cannot be run: {error}") from None
+
+
+def trains_nothing(experiment: Experiment) -> bool:
+    """Whether both sides are made of the same trained model, so that they differ far less."""
+    baseline, treatment = configs_of(experiment)
+    return scientific(baseline) == scientific(treatment)
+
+
+def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Stage = "screen") -> list[Queued]:
+    """Queues the runs of both sides for every seed; a treatment's training waits for the experiment's probe."""
+    store = lab.store
+    baseline, treatment = configs_of(experiment)
+    hardware_class = experiment.hardware_class or ""
+    runner = next((item for item in list_runners(store) if item.hardware_class == hardware_class), None)
+    probe = add_run(
+        store,
+        experiment.id,
+        "probe",
+        {
+            "kind": "probe",
+            "fingerprint": fingerprint(
+                "probe",
+                treatment,
+                hardware_class,
+                post=after_training(treatment),
+                baseline=scientific(baseline) | after_training(baseline),
+            ),
+            "seed": 0,
+            "hardware_class": hardware_class,
+            "code": code_hash(),
+            "config": treatment.model_dump(),
+            "baseline": baseline.model_dump(),
+            "needs_run_id": None,
+            "priority": experiment.priority,
+        },
+    )
+    added = {probe.run.id: probe}
+    posted = needs_post(experiment.metric, baseline, treatment)
+    trains_anew = scientific(treatment) != scientific(baseline)
+    arms: tuple[tuple[Arm, Config, int | None], ...] = (
+        ("baseline", baseline, None),
+        ("treatment", treatment, probe.run.id if trains_anew else None),
+    )
+    for arm, config, needs in arms:
+        cost = preflight(lab, config, runner)
+        fitted = apply(config, {"micro_batch_size": cost.micro_batch_size})
+        for seed in seeds:
+            first: Arm = "checkpoint" if posted else arm
+            values = run_values("train", as_trained(fitted), hardware_class, seed, stage)
+            values |= {"priority": experiment.priority, "needs_run_id": needs, "expected_seconds": cost.seconds}
+            after = run_values("post", fitted, hardware_class, seed, stage)
+            if posted and not has_run(store, after):
+                free_identity(store, values)
+
+            queued = add_run(store, experiment.id, first, values)
+            added.setdefault(queued.run.id, queued)
+            if posted:
+                after |= {"priority": experiment.priority, "needs_run_id": queued.run.id}
+                queued = add_run(store, experiment.id, arm, after)
+                added.setdefault(queued.run.id, queued)
+
+    if stage == "screen":
+        plan_experiment(store, experiment.id, seeds=max(seeds))
+
+    return list(added.values())
+
+
+def run_values(
+    kind: RunKind, config: Config, hardware_class: str, seed: int, stage: Stage = "screen"
+) -> dict[str, object]:
+    """The columns of a run that trains, or starts from a checkpoint."""
+    sealed = {"split": "test"} if stage == "confirm" else {}
+    done = after_training(config) if kind == "post" else {}
+    return {
+        "kind": kind,
+        "fingerprint": fingerprint(kind, config, hardware_class, **done, **sealed),
+        "seed": seed,
+        "purpose": stage,
+        "hardware_class": hardware_class,
+        "code": code_hash(),
+        "config": config.model_dump(),
+        "baseline": None,
+        "steps": config.steps if kind == "train" else None,
+    }

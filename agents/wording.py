@@ -1,0 +1,111 @@
+"""A verdict in words: one sentence that a person may quote, with no more digits than the noise allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from db.records import Experiment, Screening, Stage, Word
+
+_METHODS: dict[Stage, str] = {
+    "screen": "Screening on pairs of equal seed that may share baselines, on the val split: it claims nothing.",
+    "confirm": (
+        "Confirmation on new pairs with seeds drawn by the lab, both sides run afresh, scored on the sealed test "
+        "split: e-values against the class's measured noise, claimed by online e-BH over the campaign; the interval "
+        "holds at 95 % over all looks (docs/evidence.md)."
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a look at an experiment's pairs has found; intervals are (low, high), the guard (effect, low, high)."""
+
+    word: Word
+    stage: Stage
+    screening: Screening | None
+    reason: str | None
+    effect: float | None
+    interval: tuple[float, float] | None
+    guard: tuple[float, float, float] | None
+    pairs: int
+    lost: int
+    deviation: float
+    flops_ratio: float
+    causal: tuple[bool, bool]
+
+
+def screened(stage: Stage) -> str:
+    """How a verdict of this stage comes about."""
+    return _METHODS[stage]
+
+
+def sentence_of(experiment: Experiment, found: Found) -> str:
+    """Such as: lr 0.01 → 0.02 improves val_bpb -0.041 [-0.052, -0.030] over 5 new pairs."""
+    change = ", ".join(
+        f"{knob} {_show(experiment.baseline[knob])} → {_show(value)}" for knob, value in experiment.treatment.items()
+    )
+    if found.effect is None or found.interval is None:
+        return f"{change}: {found.screening or found.word}, {found.reason}."
+
+    new = "new " if found.stage == "confirm" else "screening "
+    facts = f"{experiment.metric} {_span(found, found.effect, *found.interval)} over {found.pairs} {new}pairs"
+    if found.lost:
+        facts += f", {found.lost} of which diverged"
+
+    floor = f"±{found.deviation / math.sqrt(2.0):,.{_places(found)}f}"
+    text = {
+        "improved": f"{change} improves {facts}",
+        "improved but not causal": f"{change} improves {facts}",
+        "worse": f"{change} makes it worse: {facts}",
+        "equivalent": f"{change} changes nothing that matters: {facts}, within one noise floor ({floor})",
+        "no evidence yet": f"{change}: {found.screening or found.word}, {facts}",
+    }[found.word]
+    if abs(found.flops_ratio - 1.0) > 0.02:
+        text += f", at {found.flops_ratio:.2f} times the FLOPs a token"
+
+    if found.guard is not None:
+        text += f"; {_guard_fact(experiment, found, *found.guard)}"
+
+    if found.reason:
+        text += f"; {found.reason}"
+
+    if label := _not_causal(*found.causal):
+        text += f"; {label}"
+
+    return text + "."
+
+
+def _span(found: Found, effect: float, low: float, high: float) -> str:
+    places = _places(found, effect)
+    return f"{effect:+,.{places}f} [{_bound(low, places)}, {_bound(high, places)}]"
+
+
+def _bound(value: float, places: int) -> str:
+    return f"{value:+,.{places}f}" if math.isfinite(value) else "-∞" if value < 0 else "+∞"
+
+
+def _places(found: Found, effect: float | None = None) -> int:
+    value = found.effect if effect is None else effect
+    if value is not None and abs(value) >= 100.0:
+        return 0
+
+    return max(2, min(5, 1 - math.floor(math.log10(max(found.deviation, 1e-9)))))
+
+
+def _guard_fact(experiment: Experiment, found: Found, effect: float, low: float, high: float) -> str:
+    margin = experiment.guard_margin or 0.0
+    where = "within" if high <= margin else "beyond" if low > margin else "not surely within"
+    return f"{experiment.guard_metric} {_span(found, effect, low, high)} is {where} the margin of {margin:g}"
+
+
+def _not_causal(baseline: bool, treatment: bool) -> str | None:
+    sides = [side for side, causal in (("baseline", baseline), ("treatment", treatment)) if not causal]
+    if not sides:
+        return None
+
+    return f"not causal: the {' and the '.join(sides)} can look at later tokens, so the score is no likelihood of text"
+
+
+def _show(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

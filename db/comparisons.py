@@ -1,0 +1,106 @@
+"""The runs that an experiment compares, paired by seed, and those of its class, from which its noise is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from db.records import Experiment, Run, Stage
+from db.store import Store, to_column
+
+CLASS_FIELDS = (
+    "d_model",
+    "n_layers",
+    "num_experts",
+    "vocab_size",
+    "corpus",
+    "corpus_documents",
+    "budget_tokens",
+    "budget_seconds",
+    "eval_tokens",
+)
+"""Fields of the baseline that, with the hardware class, make up the class over which the noise of a metric is pooled:
+model size, text, budget, evaluation."""
+
+NEWEST = 1000
+"""Experiments of a class that are looked at: enough to know the noise to 2 %."""
+
+
+class Pair(BaseModel):
+    """The runs of one seed on both sides of a comparison."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    baseline: Run | None
+    treatment: Run | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPair:
+    """Both scores of a pair somewhere in the class. Runs of one fingerprint are of one config; of equal seed and stage,
+    they are the same run."""
+
+    experiment_id: int
+    stage: Stage
+    seed: int
+    baseline_fingerprint: str
+    treatment_fingerprint: str
+    baseline: float
+    treatment: float
+
+
+def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[Pair]:
+    """What an experiment compares: training runs, or post runs of their checkpoints; of one stage or of both."""
+    by_seed: dict[tuple[str, int], dict[str, Run]] = {}
+    for row in store.rows(
+        """
+        SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+        WHERE experiment_runs.experiment_id = :id AND experiment_runs.arm IN ('baseline', 'treatment')
+          AND (:stage IS NULL OR runs.purpose = :stage)
+        ORDER BY runs.purpose DESC, runs.seed
+        """,
+        {"id": experiment_id, "stage": stage},
+    ):
+        by_seed.setdefault((row["purpose"], row["seed"]), {})[row["arm"]] = Run.of(row)
+
+    return [
+        Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
+        for (_, seed), arms in by_seed.items()
+    ]
+
+
+def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_checkpoint: bool) -> list[ScoredPair]:
+    """All complete pairs in the experiment's class that were scored by `metric`, its own among them, oldest first.
+
+    Pairs made of one checkpoint, which differ far less, and pairs of which each side was trained for itself are two
+    classes. Of a large class, the NEWEST experiments.
+    """
+    fields = " AND ".join(
+        f"json_extract(baselines.config, '$.{name}') IS json_extract(:baseline, '$.{name}')" for name in CLASS_FIELDS
+    )
+    rows = store.rows(
+        f"""
+        SELECT mine.experiment_id, treated.purpose AS stage, treated.seed,
+               base.fingerprint AS baseline_fingerprint, treated.fingerprint AS treatment_fingerprint,
+               json_extract(base.score, :path) AS baseline, json_extract(treated.score, :path) AS treatment
+        FROM (SELECT experiments.id FROM baselines JOIN experiments ON experiments.baseline_id = baselines.id
+              WHERE experiments.hardware_class = :class AND {fields}
+              ORDER BY experiments.id DESC LIMIT {NEWEST}) AS experiments
+        JOIN experiment_runs AS mine ON mine.experiment_id = experiments.id AND mine.arm = 'treatment'
+        JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
+        JOIN experiment_runs AS theirs ON theirs.experiment_id = experiments.id AND theirs.arm = 'baseline'
+        JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
+                         AND base.purpose = treated.purpose
+        WHERE (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
+        ORDER BY mine.experiment_id, treated.purpose DESC, treated.seed
+        """,
+        {
+            "path": f"$.{metric}",
+            "baseline": to_column(experiment.baseline),
+            "class": experiment.hardware_class,
+            "same": same_checkpoint,
+        },
+    )
+    return [ScoredPair(**row) for row in rows if row["baseline"] is not None and row["treatment"] is not None]
