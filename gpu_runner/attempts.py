@@ -29,7 +29,7 @@ from db.queue import (
     put_back,
     set_pid,
 )
-from db.records import Attempt, RunKind, Runner
+from db.records import Attempt, Run, RunKind, Runner
 from db.settings import Runner as RunnerSettings
 from gpu_runner.child import Child
 from gpu_runner.disk import settle_files
@@ -151,6 +151,10 @@ class Attempts:
             held.put_back = reason
             self._end(held, now, grace=KILL_SECONDS)
 
+    def are_timed(self) -> bool:
+        """Whether time is a budget or a result of what is done now, so that no other work may disturb it."""
+        return any(_is_timed(held, get_run(self.store, held.attempt.run_id)) for held in self.held.values())
+
     def reap(self) -> None:
         """Waits for the shims that have ended, which would stay zombies."""
         self.former = [process for process in self.former if process.poll() is None]
@@ -243,6 +247,7 @@ class Attempts:
 
     def _release(self, held: Held) -> None:
         del self.held[held.attempt.id]
+        held.child.close()
         if held.child.process is not None:
             self.former.append(held.child.process)
 
@@ -259,3 +264,10 @@ class Attempts:
         except FencedError as error:
             _LOG.warning("let go of attempt %d: %s", held.attempt.id, error)
             self._release(held)
+
+
+def _is_timed(held: Held, run: Run) -> bool:
+    if run.kind == "post":
+        return True
+
+    return run.config.get("budget_seconds") is not None and not (held.child.directory / "train.json").exists()

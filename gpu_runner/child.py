@@ -24,6 +24,7 @@ from typing import Any
 from db.failpoints import failpoint
 from db.processes import FileLock, is_locked, spawn_module, write_atomically
 from gpu_runner.card import Card
+from gpu_runner.launcher import Launcher
 from gpu_runner.tree import kill_tree
 
 LOCK_SECONDS = 1.0
@@ -33,11 +34,15 @@ _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?(_|$)", re.IGNORE
 
 
 class Child:
-    """The process tree in one run directory. `process` is the shim, where this daemon started it."""
+    """The process tree in one run directory. `process` is the shim, where this daemon started it cold."""
 
-    def __init__(self, directory: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(
+        self, directory: Path, process: subprocess.Popen[bytes] | None = None, *, pid: int | None = None
+    ) -> None:
         self.directory = directory
         self.process = process
+        self._pid = pid if process is None else process.pid
+        self._end: int | None = None
 
     @classmethod
     def start(
@@ -47,15 +52,15 @@ class Child:
         *,
         slot: FileLock,
         confirm: Callable[[], object],
-        environment: Mapping[str, str],
+        launcher: Launcher,
     ) -> Child:
-        """Prepares a new run directory and starts the shim in it.
+        """Prepares a new run directory and starts the shim in it, warm where there is a process that is.
 
         Args:
             request: config.json.
             slot: the place on the card, which the processes go on holding.
-            confirm: called when the attempt's lock is held, right before anything is started; it raises if the
-                attempt has been taken over meanwhile. Whoever takes over looks at the lock afterwards.
+            confirm: called when the attempt's lock is held, right before anybody gets it; it raises if the attempt
+                has been taken over meanwhile. Whoever takes over looks at the lock afterwards.
 
         Raises:
             FileExistsError: there is such a folder, left by another life of the lab.
@@ -68,16 +73,21 @@ class Child:
 
             failpoint("start.locked")
             write_atomically(directory / "config.json", json.dumps(request, indent=2, allow_nan=False) + "\n")
-            confirm()
-            failpoint("start.confirmed")
             handed_down = (tree.fd, slot.fd)
+            with launcher.blank() as blank:
+                confirm()
+                failpoint("start.confirmed")
+                if blank is not None and blank.become_shim(directory, (*handed_down, shim.fd)):
+                    failpoint("start.given")
+                    return cls(directory, pid=blank.pid)
+
             process = spawn_module(
                 "gpu_runner.shim",
                 [str(directory), *map(str, handed_down)],
                 log=directory / "log.txt",
                 keep_fds=(*handed_down, shim.fd),
                 cwd=directory,
-                environment=environment,
+                environment=launcher.environment,
             )
             failpoint("start.spawned")
             return cls(directory, process)
@@ -85,13 +95,26 @@ class Child:
     @property
     def pid(self) -> int | None:
         """The shim's process id, which is also its session's; None in the instant before it has said so."""
-        if self.process is not None:
-            return self.process.pid
+        if self._pid is None:
+            with suppress(OSError, ValueError):
+                self._pid = int((self.directory / "shim.lock").read_text())
 
-        try:
-            return int((self.directory / "shim.lock").read_text())
-        except (OSError, ValueError):
-            return None
+        return self._pid
+
+    @property
+    def end(self) -> int | None:
+        """A descriptor that becomes readable when the shim ends, to be woken by; None where that cannot be had."""
+        if self._end is None and self.pid is not None:
+            with suppress(OSError):  # it has ended, or Linux is older than 5.3
+                self._end = os.pidfd_open(self.pid)
+
+        return self._end
+
+    def close(self) -> None:
+        """Looks no more; the processes stay as they are."""
+        if self._end is not None:
+            os.close(self._end)
+            self._end = None
 
     def is_alive(self) -> bool:
         """Whether any process of the attempt lives."""

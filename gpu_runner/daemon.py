@@ -27,9 +27,11 @@ from db.records import RunnerMode
 from db.runners import beat_runner, get_runner, register_runner, set_mode, start_runner, stop_runner
 from gpu_runner.attempts import Attempts
 from gpu_runner.card import Card
+from gpu_runner.child import child_environment
 from gpu_runner.disk import Room, delete_leftovers
 from gpu_runner.fit import Fit
 from gpu_runner.gate import Gate
+from gpu_runner.launcher import Launcher
 from gpu_runner.mind import MindWaker
 from gpu_runner.notices import Notices
 from gpu_runner.nvml import Nvml
@@ -54,6 +56,7 @@ class Daemon:
         self._sampler = Sampler(self.store, self.runner, card, nvml, notices)
         self._gate = Gate(lab, self.runner, self._sampler, notices)
         self.attempts = Attempts(lab, self.runner, self._gate)
+        self.launcher = Launcher(child_environment(card), lab.log("runner"))
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
         self.room = Room(lab, self.runner, notices)
         delete_leftovers(self.store, lab.runs_folder)
@@ -87,6 +90,7 @@ class Daemon:
 
         self._stepped_at = now.seconds
         self.attempts.watch(now, changed=changed)
+        self.launcher.step(now, in_use=bool(self.attempts.held))
         if self.attempts.ended:
             self.attempts.ended = False
             self._claimable = True
@@ -113,8 +117,15 @@ class Daemon:
         """Whether the daemon was asked to end when nothing trains any more, and nothing does."""
         return not self.attempts.held and self._mode == "draining"
 
+    @property
+    def waits_on(self) -> list[int]:
+        """Descriptors of which one becomes readable when there is something to do before the next step is due."""
+        ends = [held.child.end for held in self.attempts.held.values()]
+        return [descriptor for descriptor in (*ends, self.launcher.waits_on) if descriptor is not None]
+
     def close(self, message: str) -> None:
         """Notes that this daemon has gone. Once drained, the next one may claim again."""
+        self.launcher.close()
         with self.store.transaction("close"):
             stop_runner(self.store, self.runner.id, message)
             if self.is_drained():
@@ -142,6 +153,10 @@ class Daemon:
     def _claim(self, now: Instant) -> None:
         self._claimable = False
         if next_run(self.store, self.card.hardware_class) is None or not self.room.is_there():
+            return
+
+        if not self.launcher.is_settled(now, quiet=self._mode != "open" or self.attempts.are_timed()):
+            self._claimable = True
             return
 
         with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:
@@ -177,7 +192,7 @@ class Daemon:
 
         try:
             self._gate.started()
-            child = start_child(self.lab, self.card, claim, slot, now, fit.micro_batch_size)
+            child = start_child(self.lab, self.card, claim, slot, self.launcher, now, fit.micro_batch_size)
         except FencedError:
             return
         except FileExistsError as error:  # the next attempt has another token, and so another folder

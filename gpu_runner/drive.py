@@ -11,6 +11,7 @@ again with growing pauses, and leaves the other cards alone.
 from __future__ import annotations
 
 import logging
+import select
 import signal
 import time
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ STOP_SECONDS = 9.5
 """Given to a stop; whatever has not ended by then is left for the next daemon to settle."""
 
 _LONGEST_PAUSE = 30.0
+_SHORTEST_PAUSE = 0.01  # so that a wake-up of which nothing comes does not keep a processor busy
 _SLICE = 0.25  # a signal does not shorten a sleep, so sleeps are short
 
 
@@ -89,6 +91,11 @@ class Seat:
 
         poll = self.lab.settings.runner.poll_seconds
         self.due = at.seconds + min(_LONGEST_PAUSE, poll * 2.0 ** min(self._failures, 10))
+
+    @property
+    def waits_on(self) -> list[int]:
+        """Descriptors that wake the daemon before its step is due; none while steps fail, which takes time to pass."""
+        return [] if self._failures else self.daemon.waits_on
 
     def is_gone(self) -> bool:
         """Whether steps fail because the lab was deleted."""
@@ -194,9 +201,19 @@ def _stop(seats: Sequence[Seat]) -> None:
 
 
 def _pause(seats: Sequence[Seat], signals: Sequence[int]) -> None:
+    """Until a step is due, a signal comes, or a process has ended that one of the daemons waits for."""
+    time.sleep(_SHORTEST_PAUSE)
+    poll, woken_by = select.poll(), {descriptor: seat for seat in seats for descriptor in seat.waits_on}
+    for descriptor in woken_by:
+        poll.register(descriptor, select.POLLIN)
+
     due = min((seat.due for seat in seats), default=0.0)
     while not signals and (left := due - now().seconds) > 0:
-        time.sleep(min(left, _SLICE))
+        if ready := poll.poll(1000 * min(left, _SLICE)):
+            for descriptor, _ in ready:
+                woken_by[descriptor].due = 0.0
+
+            return
 
 
 def _who_drives(lab: Lab, card: Card) -> str:

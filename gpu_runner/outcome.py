@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from db.queue import Outcome
 from db.records import RunKind
-from gpu_runner.shim import STEPS
+from gpu_runner.steps import STEPS
 
 LOG_LINES = 30
 _LOG_BYTES = 16_384

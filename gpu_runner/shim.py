@@ -1,4 +1,5 @@
-"""The one detached process of an attempt: `python -m gpu_runner.shim DIR FD...`, started by gpu_runner/child.py.
+"""The one detached process of an attempt: a fork of a warm process (gpu_runner/warm.py) or, started cold by
+gpu_runner/child.py, `python -m gpu_runner.shim DIR FD...`.
 
 It runs the steps of the run in DIR one after another as child processes, their output in log.txt, and says in exit.json
 how the last of them ended. FD are the descriptors of locks that it hands down to each child: they are free exactly
@@ -6,7 +7,7 @@ when the shim and all below it are dead. It outlives the daemon, so that a daemo
 and adopt what still trains.
 
 On SIGTERM it ends its child, says so in exit.json, and exits. What this does not do: look at results, or open the lab's
-database. Standard library only, to start in the blink of an eye.
+database. It imports nothing that takes time: where it is warm, its steps are forks that have torch already.
 """
 
 from __future__ import annotations
@@ -17,22 +18,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from db.failpoints import failpoint
 from db.logs import keep_short, shorten
 from db.processes import adopt_orphans, kill_children, write_atomically
+from gpu_runner.fork import Fork
 from gpu_runner.oom_killer import count_oom_kills
-
-STEPS: Mapping[str, Sequence[str]] = {
-    "train": ("train", "evaluate"),
-    "probe": ("probe",),
-    "post": ("post",),
-    "ablate": ("ablate",),
-}
-"""The modules of moe/ that make up a run of each kind; only the last one's score.json counts."""
+from gpu_runner.steps import STEPS, run_step
 
 GRACE_SECONDS = 7
 """From SIGTERM to SIGKILL for the child: a checkpoint of preset t4 takes about 4 s on a slow disk."""
@@ -42,14 +37,18 @@ _ROOM_SECONDS = 0.5
 
 
 class Shim:
-    """The steps of one attempt, and the signal that may end them early."""
+    """The steps of one attempt, and the signal that may end them early.
 
-    def __init__(self, directory: Path, locks: Sequence[int]) -> None:
+    `own_lock` is that of the shim alone, given where the steps are to be forks of this process.
+    """
+
+    def __init__(self, directory: Path, locks: Sequence[int], own_lock: int | None = None) -> None:
         self.directory = directory
         self.locks = locks
+        self.own_lock = own_lock
         self.terminated = False
         self.oom_killed = False
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: subprocess.Popen[bytes] | Fork | None = None
 
     def run(self) -> None:
         """Runs all steps and writes exit.json."""
@@ -99,16 +98,7 @@ class Shim:
 
     def _run_step(self, step: str) -> int:
         oom_kills = count_oom_kills()
-        with (self.directory / "log.txt").open("ab") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", f"moe.{step}", str(self.directory)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=tuple(self.locks),
-                cwd=self.directory,  # python -m looks there first: no folder of the user's can stand in for moe/
-            )
-
+        self.child = self._start_cold(step) if self.own_lock is None else self._fork(step, self.own_lock)
         failpoint("shim.step_started")
         if self.terminated:  # the signal came while the child was being started
             self._terminate(signal.SIGTERM, None)
@@ -119,6 +109,24 @@ class Shim:
         failpoint("shim.step_ended")
         self.oom_killed = count_oom_kills() > oom_kills
         return exit_code
+
+    def _fork(self, step: str, own_lock: int) -> Fork:
+        def become() -> int:
+            os.close(own_lock)
+            return run_step(step, self.directory)
+
+        return Fork(become, f"moe.{step}")
+
+    def _start_cold(self, step: str) -> subprocess.Popen[bytes]:
+        with (self.directory / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", f"moe.{step}", str(self.directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=tuple(self.locks),
+                cwd=self.directory,  # python -m looks there first: no folder of the user's can stand in for moe/
+            )
 
     def _terminate(self, _number: int, _frame: FrameType | None) -> None:
         self.terminated = True

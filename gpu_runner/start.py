@@ -15,7 +15,8 @@ from db.queue import Claim, ingest
 from db.records import READS_CHECKPOINT, Run
 from db.weights import forget_weights
 from gpu_runner.card import Card
-from gpu_runner.child import Child, child_environment
+from gpu_runner.child import Child
+from gpu_runner.launcher import Launcher
 from gpu_runner.resume import find_earlier
 from moe.fingerprint import code_hash
 
@@ -43,7 +44,13 @@ def find_problem(lab: Lab, run: Run) -> str | None:
 
 
 def start_child(
-    lab: Lab, card: Card, claim: Claim, slot: FileLock, now: Instant, micro_batch_size: int | None
+    lab: Lab,
+    card: Card,
+    claim: Claim,
+    slot: FileLock,
+    launcher: Launcher,
+    now: Instant,
+    micro_batch_size: int | None,
 ) -> Child:
     """Starts the processes of a claimed run, from its last checkpoint where an earlier attempt left one.
 
@@ -81,7 +88,7 @@ def start_child(
         request,
         slot=slot,
         confirm=lambda: ingest(lab.store, attempt, [], 0, now, lease_seconds=lease),
-        environment=child_environment(card),
+        launcher=launcher,
     )
     how = "" if earlier is None else f", from the checkpoint of {earlier.name}"
     _LOG.info("run %d (%s, seed %d) started as attempt %d%s", run.id, run.kind, run.seed, attempt.id, how)

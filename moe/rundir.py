@@ -135,11 +135,17 @@ def describe_failure(error: Exception) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process so far: allocated on the card, resident on a CPU."""
+    """Peak memory of this process so far: allocated on the card; on a CPU resident, without the pages of files.
+
+    Libraries and corpora are shared with other processes and dropped when memory gets short, and how much of them is
+    resident depends on how the process was started.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
 
-    return _kilobytes(Path("/proc/self/status"), "VmHWM") or 0  # not ru_maxrss: on Linux it starts at the parent's
+    status = Path("/proc/self/status")
+    peak = _kilobytes(status, "VmHWM") or 0  # not ru_maxrss: on Linux it starts at the parent's
+    return peak - (_kilobytes(status, "RssFile") or 0)
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -106,9 +106,16 @@ class Bench:
         return daemon
 
     def daemon(self, key: str = "cpu") -> Daemon:
-        """A daemon within the test, to be stepped by hand."""
-        self.stepped.append(Daemon(Lab(self.lab.folder), replace(CARD, key=key), Nvml(), now()))
-        return self.stepped[-1]
+        """A daemon within the test, to be stepped by hand; its next run starts warm, in the step that claims it."""
+        daemon = Daemon(Lab(self.lab.folder), replace(CARD, key=key), Nvml(), now())
+        self.stepped.append(daemon)
+
+        def is_settled() -> bool:
+            daemon.launcher.step(now(), in_use=False)
+            return daemon.launcher.is_settled(now(), quiet=False)
+
+        self.until(is_settled, "a warm process")
+        return daemon
 
     def enqueue(self, act: str = "train", *, arm: Arm = "treatment", **values: Any) -> int:
         """Queues a run whose child does as `act` says; returns its id."""
@@ -190,6 +197,12 @@ class Bench:
         shim = self.shim_pid(run_id)
         return int(Path(f"/proc/{shim}/task/{shim}/children").read_text().split()[0])
 
+    def warm_pid(self, daemon: subprocess.Popen[bytes]) -> int:
+        """The process from which the next run of a daemon is to be forked."""
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+        [warm] = [pid for pid in children if b"gpu_runner.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return int(warm)
+
     def steps(self, run_id: int) -> list[int]:
         """The steps of train_loss that the latest attempt has recorded."""
         rows = self.store.rows(
@@ -240,6 +253,7 @@ class Bench:
                 if process is not None:
                     process.wait()
 
+            stepped.launcher.close()
             stepped.lab.close()
 
         self.lab.close()

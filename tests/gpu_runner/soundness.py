@@ -17,7 +17,7 @@ from db.store import Store
 
 
 def find_faults(lab: Lab, *, daemons: Collection[int] = ()) -> list[str]:
-    """Everything that should not be, in a lab whose queue is empty; `daemons` are the processes that may still live.
+    """Everything that should not be, in a lab whose queue is empty; `daemons` may still live, each with a warm process.
 
     What takes a moment (a process ends, a starting daemon deletes checkpoints) is a fault until it has happened.
     """
@@ -122,5 +122,9 @@ def _processes(folder: Path, daemons: Collection[int]) -> Iterator[str]:
         with suppress(OSError):  # it has ended meanwhile
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             is_here = (entry / "cwd").readlink().is_relative_to(folder) or str(folder) in command
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if "gpu_runner.warm" in command and parent in daemons:  # one that waits for the next run
+                continue
+
             if is_here and command:  # a zombie has none
                 yield f"process {entry.name} lives: {command}"

@@ -99,6 +99,26 @@ def do_a_run(doomed: Doomed, step: str) -> None:
     doomed.bench.enqueue(config={"act": "train", "save": 3})
 
 
+def do_a_cold_run(doomed: Doomed, step: str) -> None:
+    """A run is started while the warm process does not answer."""
+    daemon = doomed.keep_a_daemon()
+    doomed.bench.until_status(doomed.bench.enqueue(), "completed")
+    os.kill(doomed.bench.warm_pid(daemon), signal.SIGSTOP)
+    do_a_run(doomed, step)
+
+
+def warm_up(doomed: Doomed, step: str) -> None:
+    """A daemon has a process import what runs need; after this death it goes on cold, so another daemon follows it."""
+    daemon = doomed.keep_a_daemon()
+    daemon.kill()
+    daemon.wait()
+    do_a_run(doomed, step)
+    doomed.bench.until(doomed.has_fired, f"{step} reached")
+    daemon = doomed.keep_a_daemon()
+    daemon.kill()
+    daemon.wait()
+
+
 def do_a_second_attempt(doomed: Doomed, step: str) -> None:
     """A run whose training process is killed is lost, and done again."""
     doomed.keep_a_daemon()
@@ -188,7 +208,7 @@ SCENARIOS: dict[Callable[[Doomed, str], None], list[str]] = {
     do_a_run: [
         *("claim.commit", "claim.committed"),
         *("start.made", "start.locked", "write.synced", "write.renamed", "ingest.commit", "ingest.committed"),
-        *("start.confirmed", "start.spawned", "start.noted"),
+        *("start.confirmed", "start.given", "start.noted", "warm.forked", "blank.started", "blank.given"),
         *("shim.started", "shim.named", "shim.step_started", "shim.step_ended", "shim.synced", "shim.ended"),
         *(
             "settle.read",
@@ -200,6 +220,8 @@ SCENARIOS: dict[Callable[[Doomed, str], None], list[str]] = {
             "mind.woken",
         ),
     ],
+    do_a_cold_run: ["start.spawned"],
+    warm_up: ["warm.ready"],
     do_a_second_attempt: ["lose.commit", "lose.committed"],
     take_over: ["daemon.registered", "daemon.ready", "adopt.commit", "adopt.committed"],
     stop: ["daemon.stopping", "put_back.commit", "put_back.committed", "close.commit", "close.committed"],
