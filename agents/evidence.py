@@ -34,7 +34,7 @@ SPREADS = ((1.0, 0.73), (2.0, 0.12), (4.0, 0.15))
 """How much wider than its class a treatment may scatter, and how probable that is.
 
 Chosen so that one which does nothing but scatters 1.5, 2 or 3 times as widely is called improved no more often than it
-should be (benchmarks/verdicts.py); it would be, up to 60 times too often, if every treatment had to be like its class.
+should be (benchmarks/verdicts.py); if every treatment had to be like its class, it would be 25 to 60 times too often.
 """
 
 
@@ -74,7 +74,7 @@ def interval(differences: Sequence[float], noise: Noise | None, *, alpha: float 
     It may be infinite while there are few differences and little is known of the noise.
     """
     n, mean, squares = Moments.of(differences)
-    half = smallest_mean(n, squares, noise, None, -math.log(alpha))
+    half = _half_width(n, squares, noise, -math.log(alpha))
     return mean - half, mean + half
 
 
@@ -119,34 +119,26 @@ def log_evidence(moments: Moments, noise: Noise | None, better: Better | None) -
     return log_sum(alternatives) - log_sum(nulls)
 
 
-def smallest_mean(n: int, squares: float, noise: Noise | None, better: Better | None, target: float) -> float:
-    """How far from zero, in the better direction, n differences' mean must lie for log evidence of `target`."""
-    sign = -1.0 if better == "lower" else 1.0
+def _half_width(n: int, squares: float, noise: Noise | None, target: float) -> float:
+    """How far from zero n differences' mean must lie for two-sided log evidence of `target`; it only grows outwards."""
 
     def reached(distance: float) -> bool:
-        return log_evidence(Moments(n, sign * distance, squares), noise, better) >= target
+        return log_evidence(Moments(n, distance, squares), noise, None) >= target
 
     if n == 0:
         return math.inf
 
     sd, df = _parts(noise)
-    high = math.sqrt((df * sd**2 + squares) / max(df + n - 1, 1.0) / n)
-    low = 0.0
-    if high == 0.0:
-        return 0.0
-
+    low, high = 0.0, math.sqrt((df * sd**2 + squares) / max(df + n - 1.0, 1.0) / n)
     limit = 1e9 * high
-    while not reached(high):
+    while not reached(high) and high > 0.0:
         low, high = high, 2.0 * high
         if high > limit:
             return math.inf
 
     while high - low > 1e-9 * high:
         middle = 0.5 * (low + high)
-        if reached(middle):
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if reached(middle) else (middle, high)
 
     return high
 
