@@ -6,6 +6,7 @@ sentences what is wrong. It expects the stand-ins of tests/gpu_runner/standin, w
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -29,6 +30,30 @@ def find_faults(lab: Lab, *, daemons: Collection[int] = ()) -> list[str]:
         *_locks(lab.folder),
         *_processes(lab.folder, daemons),
     ]
+
+
+def lab_processes(folder: Path) -> dict[int, str]:
+    """The living processes that work in the lab or were told of it, but for us: number and the module it runs."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+
+        with suppress(OSError):  # it has ended meanwhile
+            command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            is_here = (entry / "cwd").readlink().is_relative_to(folder) or str(folder) in "\0".join(command)
+            if is_here and command != [""]:  # a zombie has no command line
+                found[int(entry.name)] = _module(command, (entry / "comm").read_text().strip())
+
+    return found
+
+
+def _module(command: list[str], name: str) -> str:
+    if name.startswith(("gpu_runner.", "moe.")):  # a fork, which has its parent's command line and a name of its own
+        return name
+
+    module = command[command.index("-m") + 1] if "-m" in command else "gpu_runner"
+    return module.removeprefix("tests.gpu_runner.")
 
 
 def _rows(store: Store) -> Iterator[str]:
@@ -74,7 +99,7 @@ def _runs(lab: Lab) -> Iterator[str]:
         if (row["lost"], row["failures"]) != (row["lost_attempts"], row["failed_attempts"]):
             yield f"{name} counts {row['lost']} lost and {row['failures']} failed attempts, and has others"
 
-        if row["status"] == "completed" and row["score"] != row["promised"]:
+        if row["status"] == "completed" and not json.loads(row["promised"]).items() <= json.loads(row["score"]).items():
             yield f"{name} has the score {row['score']}, and its process gave {row['promised']}"
 
 
@@ -115,16 +140,14 @@ def _locks(folder: Path) -> Iterator[str]:
 
 
 def _processes(folder: Path, daemons: Collection[int]) -> Iterator[str]:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in {os.getpid(), *daemons}:
-            continue
+    for pid, name in lab_processes(folder).items():
+        is_spare = name == "gpu_runner.warm" and _parent(pid) in daemons  # it waits for the next run
+        if pid not in daemons and not is_spare:
+            yield f"process {pid} lives: {name}"
 
-        with suppress(OSError):  # it has ended meanwhile
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            is_here = (entry / "cwd").readlink().is_relative_to(folder) or str(folder) in command
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if "gpu_runner.warm" in command and parent in daemons:  # one that waits for the next run
-                continue
 
-            if is_here and command:  # a zombie has none
-                yield f"process {entry.name} lives: {command}"
+def _parent(pid: int) -> int | None:
+    with suppress(OSError):  # it has ended meanwhile
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    return None
