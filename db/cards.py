@@ -130,7 +130,8 @@ def _joules_since_last(store: Store, attempt_id: int, sample: GpuSample, at: Ins
     last = store.row(
         """
         SELECT uptime, power_watts, energy_joules FROM gpu_samples
-        WHERE attempt_id = ? AND uptime <= ? ORDER BY id DESC LIMIT 1
+        WHERE attempt_id = ? AND uptime <= ? AND (power_watts IS NOT NULL OR energy_joules IS NOT NULL)
+        ORDER BY id DESC LIMIT 1
         """,
         (attempt_id, at.seconds),
     )

@@ -109,8 +109,9 @@ class Gate:
         pause = min(_LONGEST_BACK_OFF, _FIRST_BACK_OFF * 2.0**self._card_failures)
         self._card_failures += 1
         self._closed_until = now.seconds + pause
-        again = f"; the next run is tried {pause:.0f} s later"
-        self._notices.put("the card failed", f"the card failed {self._card_failures} times, {outcome.reason}{again}")
+        times = f"{self._card_failures} time{'s' * (self._card_failures != 1)}"
+        text = f"the card failed {times}, {outcome.reason}; the next run is tried {pause:.0f} s later"
+        self._notices.put("the card failed", text)
 
     def _is_freeing(self, now: Instant) -> bool:
         if self._runner.device == "cpu" or self._empty_bytes is None:

@@ -105,9 +105,9 @@ class Bench:
         self.daemons.append(daemon)
         return daemon
 
-    def daemon(self, key: str = "cpu") -> Daemon:
+    def daemon(self, key: str = "cpu", *, card: Card = CARD) -> Daemon:
         """A daemon within the test, to be stepped by hand; its next run starts warm, in the step that claims it."""
-        daemon = Daemon(Lab(self.lab.folder), replace(CARD, key=key), Nvml(), now())
+        daemon = Daemon(Lab(self.lab.folder), replace(card, key=key), Nvml(), now())
         self.stepped.append(daemon)
 
         def is_settled() -> bool:
