@@ -24,7 +24,7 @@ from db.records import ENDED_RUN
 from db.weights import (
     WEIGHTS,
     attempt_in,
-    delete_files,
+    delete_weights,
     drop_weights,
     list_weights,
     note_bytes,
@@ -78,8 +78,8 @@ def find_leftovers(
         used: prepared texts that stay, beside those of runs that wait or belong to an open experiment.
     """
     for attempt in unmeasured_attempts(lab.store, limit=_MANY):
-        directory = lab.runs_folder / attempt.directory
-        note_bytes(lab.store, attempt.id, total=_size(directory), weights=_size(directory / WEIGHTS))
+        if attempt.weights_bytes is None and get_run(lab.store, attempt.run_id).status in ENDED_RUN:
+            note_bytes(lab.store, attempt.id, lab.runs_folder / attempt.directory)
 
     also = ("improved", "baseline") if kept else ()
     found = [*_weights(lab, also), *_in_runs(lab), *_elsewhere(lab), *_prepared(lab, remade, used)]
@@ -92,7 +92,7 @@ def delete_leftovers(lab: Lab, found: Iterable[Leftover]) -> list[Leftover]:
     found = list(found)
     weights = {item.attempt_id: item for item in found if item.attempt_id is not None}
     dropped = drop_weights(lab.store, set(weights) - {None}, also=("improved", "baseline")) if weights else []
-    delete_files(lab.runs_folder, dropped)
+    delete_weights(lab.store, lab.runs_folder, dropped)
     gone = [weights[item.attempt_id] for item in dropped]
     for item in found:
         if item.attempt_id is None and _delete(lab, item):

@@ -1,7 +1,8 @@
 """What attempts hold on disk, and whose trained weights are still wanted.
 
-Weights are marked as dropped in the transaction that finds them unwanted, and deleted after it: a kill in between
-leaves a file too many (gpu_runner/disk.py finds it), never a row that promises a file that is gone.
+Weights are marked as dropped in the transaction that finds them unwanted, deleted after it, and the directory counts as
+unmeasured until then: a kill in between leaves a file too many for a moment (gpu_runner/disk.py comes back to what is
+unmeasured), never a row that promises a file that is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from db.records import Attempt, Run
+from db.records import Attempt
 from db.store import Store
 
 WEIGHTS = "checkpoint.pt"
@@ -80,26 +81,47 @@ def drop_weights(store: Store, attempt_ids: Collection[int], *, also: Collection
             if item.attempt_id in attempt_ids and (item.wanted_for is None or item.wanted_for in also)
         ]
         store.execute_many(
-            "UPDATE attempts SET bytes = max(0, bytes - weights_bytes), weights_bytes = 0 WHERE id = ?",
-            [(item.attempt_id,) for item in dropped],
+            "UPDATE attempts SET bytes = NULL, weights_bytes = 0 WHERE id = ?", [(item.attempt_id,) for item in dropped]
         )
         return dropped
 
 
-def delete_files(runs_folder: Path, dropped: Iterable[Weights]) -> None:
+def delete_weights(store: Store, runs_folder: Path, dropped: Iterable[Weights]) -> None:
     """Deletes the files of weights that are marked as dropped."""
     for item in dropped:
+        delete_in(runs_folder / item.directory, WEIGHTS)
+        note_bytes(store, item.attempt_id, runs_folder / item.directory)
+
+
+def delete_in(directory: Path, pattern: str) -> None:
+    """Deletes the files of such names in a run directory."""
+    for path in directory.glob(pattern):
         with suppress(OSError):  # on a read-only disk it stays
-            (runs_folder / item.directory / WEIGHTS).unlink()
+            path.unlink()
 
 
-def note_bytes(store: Store, attempt_id: int, *, total: int, weights: int) -> None:
+def note_bytes(store: Store, attempt_id: int, directory: Path) -> None:
     """Notes what an ended attempt's directory holds, and how much of it is trained weights."""
-    store.execute("UPDATE attempts SET bytes = ?, weights_bytes = ? WHERE id = ?", (total, weights, attempt_id))
+    sizes = measure(directory)
+    store.execute(
+        "UPDATE attempts SET bytes = ?, weights_bytes = ? WHERE id = ?",
+        (sum(sizes.values()), sizes.get(WEIGHTS, 0), attempt_id),
+    )
+
+
+def measure(directory: Path) -> dict[str, int]:
+    """Bytes of each file in a run directory, by name; none when it is not there. Links count as themselves."""
+    sizes = {}
+    with suppress(OSError):
+        for path in directory.iterdir():
+            with suppress(FileNotFoundError):  # a process that still lives has renamed it
+                sizes[path.name] = path.lstat().st_size
+
+    return sizes
 
 
 def unmeasured_attempts(store: Store, *, limit: int) -> list[Attempt]:
-    """Ended attempts of which nobody has noted what they hold: their daemon died before, or was an older one."""
+    """Ended attempts of which is not known what they hold: their run goes on from them, or a daemon died meanwhile."""
     rows = store.rows("SELECT * FROM attempts WHERE bytes IS NULL AND status != 'live' ORDER BY id LIMIT ?", (limit,))
     return [Attempt.of(row) for row in rows]
 
@@ -163,20 +185,6 @@ def free_identity(store: Store, values: Mapping[str, Any]) -> bool:
 
         store.execute("UPDATE runs SET fingerprint = fingerprint || '~' || id WHERE id = ?", (row["id"],))
         return True
-
-
-def next_run(store: Store, hardware_class: str) -> Run | None:
-    """The run that db.queue.claim_run() would give out now."""
-    row = store.row(
-        """
-        SELECT run.* FROM runs AS run LEFT JOIN runs AS need ON need.id = run.needs_run_id
-        WHERE run.status = 'queued' AND run.hardware_class = ?
-          AND (run.needs_run_id IS NULL OR (need.status = 'completed' AND need.passed = 1))
-        ORDER BY run.priority DESC, run.id LIMIT 1
-        """,
-        (hardware_class,),
-    )
-    return None if row is None else Run.of(row)
 
 
 def as_size(count: int) -> str:

@@ -28,7 +28,7 @@ from db.runners import beat_runner, get_runner, register_runner, set_mode, start
 from gpu_runner.attempts import Attempts
 from gpu_runner.card import Card
 from gpu_runner.child import child_environment
-from gpu_runner.disk import Room, delete_leftovers
+from gpu_runner.disk import Room
 from gpu_runner.fit import Fit
 from gpu_runner.gate import Gate
 from gpu_runner.launcher import Launcher
@@ -59,7 +59,6 @@ class Daemon:
         self.launcher = Launcher(child_environment(card), lab.log("runner"))
         self.mind = MindWaker(lab, due=bool(experiments_to_judge(self.store)))
         self.room = Room(lab, self.runner, notices)
-        delete_leftovers(self.store, lab.runs_folder)
         failpoint("daemon.ready")
         self._version = -1
         self._mode: RunnerMode = "open"
@@ -152,7 +151,7 @@ class Daemon:
 
     def _claim(self, now: Instant) -> None:
         self._claimable = False
-        if next_run(self.store, self.card.hardware_class) is None or not self.room.is_there():
+        if not self.room.is_there() or next_run(self.store, self.card.hardware_class) is None:
             return
 
         if not self.launcher.is_settled(now, quiet=self._mode != "open" or self.attempts.are_timed()):

@@ -11,32 +11,32 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from db.events import add_event
 from db.lab import Lab
+from db.order import next_run
 from db.processes import is_locked
 from db.queue import get_run, live_attempts
-from db.records import ENDED_RUN, Run, Runner
+from db.records import ENDED_RUN, Attempt, Run, Runner
 from db.store import Store
 from db.weights import (
     WEIGHTS,
     as_size,
-    attempt_in,
     attempts_of,
-    delete_files,
+    delete_in,
+    delete_weights,
     drop_weights,
     held_bytes,
     list_weights,
-    next_run,
+    measure,
     note_bytes,
     unmeasured_attempts,
 )
 from gpu_runner.notices import Notices
-from gpu_runner.resume import drop_ended, drop_in
+from gpu_runner.resume import drop_in
 from moe.accounting import disk_bytes
 from moe.config import Config
 
@@ -50,9 +50,9 @@ SPARE_BYTES = 32 * 2**20
 
 
 def settle_files(store: Store, runs_folder: Path, run_id: int) -> None:
-    """Deletes what no attempt of a run needs any more, and notes what each still holds.
+    """Deletes what nothing needs any more of a run's ended attempts; notes what is left once the run has ended too.
 
-    Called when an attempt has ended, of which thus no process lives.
+    It may be killed after any line, and is done again for attempts that are unmeasured.
     """
     run = get_run(store, run_id)
     for attempt in attempts_of(store, run_id):
@@ -60,14 +60,13 @@ def settle_files(store: Store, runs_folder: Path, run_id: int) -> None:
         if attempt.status == "live" or is_locked(directory / "lock"):
             continue
 
+        delete_in(directory, _TORN)
+        if attempt.status != "completed" or run.status != "completed" or attempt.weights_bytes == 0:
+            delete_in(directory, WEIGHTS)  # of a run that goes on from resume-STEP.pt, has no result, or dropped them
+
         if run.status in ENDED_RUN:
             drop_in(directory)
-
-        _delete(directory, _TORN)
-        if attempt.status != "completed" or run.status != "completed":
-            _delete(directory, WEIGHTS)  # of a run that goes on from resume-STEP.pt, or has no result
-
-        note_bytes(store, attempt.id, total=measure(directory), weights=_size(directory / WEIGHTS))
+            note_bytes(store, attempt.id, directory)
 
 
 def settle_unmeasured(store: Store, runs_folder: Path) -> None:
@@ -76,17 +75,8 @@ def settle_unmeasured(store: Store, runs_folder: Path) -> None:
         settle_files(store, runs_folder, run_id)
 
 
-def delete_leftovers(store: Store, runs_folder: Path) -> None:
-    """Deletes what a daemon left that died between writing down that files go and deleting them."""
-    drop_ended(store, runs_folder)
-    for path in runs_folder.glob(f"*/{WEIGHTS}"):
-        attempt = attempt_in(store, path.parent.name)
-        if attempt is not None and attempt.weights_bytes == 0:
-            _delete(path.parent, WEIGHTS)
-
-
 def drop_unwanted(store: Store, runs_folder: Path, *, at_least: int | None = None) -> int:
-    """Drops weights that nobody wants, the oldest first, until `at_least` bytes are free; returns how many were."""
+    """Drops weights that nobody wants, the oldest first, until `at_least` bytes are free; returns how many are."""
     chosen, freed = [], 0
     for item in list_weights(store):
         if item.wanted_for is None and (at_least is None or freed < at_least):
@@ -94,12 +84,12 @@ def drop_unwanted(store: Store, runs_folder: Path, *, at_least: int | None = Non
             freed += item.bytes
 
     dropped = drop_weights(store, chosen) if chosen else []
-    delete_files(runs_folder, dropped)
+    delete_weights(store, runs_folder, dropped)
+    freed = sum(item.bytes for item in dropped)
     if dropped:
-        freed = sum(item.bytes for item in dropped)
         _LOG.info("dropped the weights of %d runs, which nothing needs: %s", len(dropped), as_size(freed))
 
-    return sum(item.bytes for item in dropped)
+    return freed
 
 
 class Room:
@@ -129,25 +119,24 @@ class Room:
 
     def _look(self) -> tuple[int, str]:
         """Bytes that are missing, and that in words."""
-        run = next_run(self.store, self.runner.hardware_class)
-        if run is None:
+        run_id = next_run(self.store, self.runner.hardware_class)
+        if run_id is None:
             return 0, ""
 
-        others = under_way = 0
-        for attempt in live_attempts(self.store):
-            held = measure(self.lab.runs_folder / attempt.directory)
-            under_way += held
-            others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - held)
+        others, run = 0, get_run(self.store, run_id)
+        live = live_attempts(self.store)
+        for attempt in live:
+            others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - self._held(attempt))
 
-        left = [self.lab.runs_folder / attempt.directory for attempt in attempts_of(self.store, run.id)]
-        need = max(0, bytes_of(run) - sum(map(measure, left))) + others
+        need = max(0, bytes_of(run) - sum(map(self._held, attempts_of(self.store, run.id)))) + others
         what = f"run {run.id} ({run.kind}) writes up to {as_size(bytes_of(run))}"
         if others:
             what += f", and what trains now {as_size(others)} more"
 
         most = self.lab.settings.runner.max_disk_gib
         if most is not None:
-            cap, held = int(most * 2**30), held_bytes(self.store) + under_way
+            cap, unmeasured = int(most * 2**30), unmeasured_attempts(self.store, limit=_AT_ONCE)
+            held = held_bytes(self.store) + sum(map(self._held, [*live, *unmeasured]))
             if held + need > cap:
                 said = f"disk: runs/ holds {as_size(held)} of max_disk_gib = {most:g}, and {what}"
                 return held + need - cap, f"{said}; run blueberry clean, or raise max_disk_gib under [runner]"
@@ -155,6 +144,9 @@ class Room:
         free = shutil.disk_usage(self.lab.runs_folder).free
         said = f"disk: {as_size(free)} free of the {as_size(need + SPARE_BYTES)} needed, since {what}"
         return need + SPARE_BYTES - free, f"{said}; run blueberry clean, or free some space"
+
+    def _held(self, attempt: Attempt) -> int:
+        return sum(measure(self.lab.runs_folder / attempt.directory).values())
 
     def _say(self, said: str | None) -> None:
         if said == self._said:
@@ -176,21 +168,3 @@ def bytes_of(run: Run) -> int:
         return disk_bytes(Config.model_validate(run.config))
     except ValidationError:
         return 0  # the trainer will refuse it, in words, before it writes anything
-
-
-def measure(directory: Path) -> int:
-    """Bytes of the files in a run directory; 0 when it is not there."""
-    try:
-        return sum(path.lstat().st_size for path in directory.iterdir())
-    except OSError:
-        return 0
-
-
-def _size(path: Path) -> int:
-    return path.lstat().st_size if path.exists() else 0
-
-
-def _delete(directory: Path, pattern: str) -> None:
-    for path in directory.glob(pattern):
-        with suppress(OSError):  # on a read-only disk it stays
-            path.unlink()

@@ -9,11 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from db.errors import NotFoundError
 from db.failpoints import failpoint
 from db.processes import is_locked
-from db.queue import get_run
-from db.store import Store
 
 _CHECKPOINTS = "resume-*.pt"
 
@@ -33,14 +30,6 @@ def drop_checkpoints(runs_folder: Path, run_id: int, before: int) -> None:
     """Deletes the checkpoints of a run's attempts before token `before`."""
     for token in range(1, before):
         drop_in(runs_folder / f"{run_id}-{token}")
-
-
-def drop_ended(store: Store, runs_folder: Path) -> None:
-    """Deletes the checkpoints of all runs that have ended: what a daemon left that died while it settled one."""
-    for directory in {path.parent for path in runs_folder.glob(f"*/{_CHECKPOINTS}")}:
-        with suppress(NotFoundError, ValueError):  # a folder that is not ours
-            if get_run(store, int(directory.name.partition("-")[0])).status not in ("queued", "running"):
-                drop_in(directory)
 
 
 def drop_in(directory: Path) -> None:

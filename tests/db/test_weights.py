@@ -11,14 +11,15 @@ from db.experiments import add_verdict, move_experiment
 from db.queue import Outcome, claim_run, finish_attempt
 from db.records import Arm, Experiment
 from db.weights import (
+    delete_weights,
     drop_weights,
     forget_weights,
     free_identity,
     has_weights,
     held_bytes,
     list_weights,
-    next_run,
     note_bytes,
+    unmeasured_attempts,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ def done(filled: Filled, experiment: Experiment, seed: int, **columns: Any) -> i
     claim = claim_run(filled.store, filled.runner(), now(), lease_seconds=60)
     assert claim is not None
     finish_attempt(filled.store, claim.attempt, Outcome(status="completed", score={"val_bpb": 1.0}), max_failures=1)
-    note_bytes(filled.store, claim.attempt.id, total=100, weights=80)
+    directory = filled.lab.runs_folder / claim.attempt.directory
+    directory.mkdir()
+    (directory / "checkpoint.pt").write_bytes(bytes(80))
+    (directory / "log.txt").write_bytes(bytes(20))
+    note_bytes(filled.store, claim.attempt.id, directory)
     return claim.attempt.id
 
 
@@ -80,8 +85,14 @@ def test_what_a_queued_run_reads_is_never_dropped(filled: Filled) -> None:
     assert has_weights(filled.store, 1)
     filled.store.execute("UPDATE runs SET status = 'completed' WHERE id = ?", (reader.id,))
     assert wanted(filled) == {treated: None}
-    assert [item.directory for item in drop_weights(filled.store, [treated])] == ["1-1"]
+    assert held_bytes(filled.store) == 100
+    dropped = drop_weights(filled.store, [treated])
+    assert [(item.directory, item.bytes) for item in dropped] == [("1-1", 80)]
     assert not has_weights(filled.store, 1)
+    assert [attempt.id for attempt in unmeasured_attempts(filled.store, limit=10)] == [treated]
+    delete_weights(filled.store, filled.lab.runs_folder, dropped)
+    assert not (filled.lab.runs_folder / "1-1" / "checkpoint.pt").exists()
+    assert unmeasured_attempts(filled.store, limit=10) == []
     assert held_bytes(filled.store) == 20
     assert drop_weights(filled.store, [treated]) == []
 
@@ -118,19 +129,3 @@ def test_a_run_whose_weights_are_gone_is_done_again_under_its_own_identity(fille
     first = filled.store.row("SELECT fingerprint, status, val_bpb FROM runs WHERE id = 1")
     assert first == {"fingerprint": "f~1", "status": "completed", "val_bpb": 1.0}
     assert not free_identity(filled.store, identity)  # the new one is not done yet
-
-
-def test_the_next_run_is_the_one_that_is_claimed(filled: Filled) -> None:
-    experiment = filled.experiment()
-    probe = filled.run(experiment, kind="probe", arm="probe").run
-    filled.run(experiment, 1, needs_run_id=probe.id, priority=5)
-    filled.run(experiment, 2, priority=1)
-    seen, claimed = [], []
-    while (run := next_run(filled.store, "cpu")) is not None:
-        seen.append(run.id)
-        claim = claim_run(filled.store, filled.runner(), now(), lease_seconds=60)
-        assert claim is not None
-        claimed.append(claim.run.id)
-
-    assert seen == claimed == [3, 1]
-    assert next_run(filled.store, "another") is None

@@ -15,8 +15,8 @@ from db.experiments import move_experiment
 from db.logs import RUN_LOG_BYTES
 from db.runners import list_runners
 from db.settings import load_settings
-from db.weights import drop_weights, has_weights, held_bytes, list_weights
-from gpu_runner.disk import SPARE_BYTES, measure
+from db.weights import drop_weights, has_weights, held_bytes, list_weights, measure
+from gpu_runner.disk import SPARE_BYTES
 from moe.accounting import disk_bytes
 from moe.presets import PRESETS
 
@@ -48,6 +48,10 @@ def cap_at(daemon: Daemon, count: int) -> None:
     daemon.lab.settings = daemon.lab.settings.model_copy(update={"runner": runner})
 
 
+def size(directory: Path) -> int:
+    return sum(measure(directory).values())
+
+
 def message(bench: Bench) -> str:
     return list_runners(bench.store)[0].message or ""
 
@@ -74,13 +78,13 @@ def test_weights_go_when_their_experiment_is_over_and_nothing_needs_them(bench: 
     paths = [bench.directory(key) / "checkpoint.pt" for key in (base, treated)]
     daemon.room.tidy()
     assert [path.exists() for path in paths] == [True, True]  # the judge may ask for more
-    assert held_bytes(bench.store) == sum(measure(path.parent) for path in paths)
+    assert held_bytes(bench.store) == sum(size(path.parent) for path in paths)
 
     move_experiment(bench.store, bench.experiment_id, "concluded", allowed=["running"])
     daemon.room.tidy()
     assert [path.exists() for path in paths] == [True, False]
     assert (has_weights(bench.store, base), has_weights(bench.store, treated)) == (True, False)
-    assert held_bytes(bench.store) == sum(measure(path.parent) for path in paths)
+    assert held_bytes(bench.store) == sum(size(path.parent) for path in paths)
     assert (paths[1].parent / "score.json").exists()
 
 
@@ -146,13 +150,13 @@ def test_what_a_killed_daemon_left_is_done_by_the_next(bench: Bench) -> None:
     torn = bench.directory(unmeasured) / ".checkpoint.pt.77.tmp"
     torn.touch()
     daemon = bench.daemon()
-    assert not (bench.directory(marked) / "checkpoint.pt").exists()
     set_runner(bench, 'keep = "all"')
     daemon.lab.settings = load_settings(daemon.lab.folder)
     daemon.room.tidy()
+    assert not (bench.directory(marked) / "checkpoint.pt").exists()
     assert not torn.exists()
     assert [item.bytes for item in list_weights(bench.store)] == [1000]
-    assert held_bytes(bench.store) == sum(measure(bench.directory(key)) for key in (marked, unmeasured))
+    assert held_bytes(bench.store) == sum(size(bench.directory(key)) for key in (marked, unmeasured))
 
 
 def test_a_log_without_end_keeps_its_beginning_and_its_last_lines(bench: Bench) -> None:
@@ -175,5 +179,5 @@ def test_an_attempt_without_a_result_leaves_no_weights(bench: Bench) -> None:
     assert not list(bench.lab.runs_folder.glob("*/checkpoint.pt"))
     assert [attempt.weights_bytes for attempt in bench.attempts(key)] == [0, 0]
     assert [attempt.bytes for attempt in bench.attempts(key)] == [
-        measure(bench.lab.runs_folder / attempt.directory) for attempt in bench.attempts(key)
+        size(bench.lab.runs_folder / attempt.directory) for attempt in bench.attempts(key)
     ]

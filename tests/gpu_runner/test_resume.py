@@ -7,11 +7,13 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from db.clock import now
 from db.processes import FileLock
 from db.queries import curve
-from db.queue import Outcome, claim_run, finish_attempt
-from gpu_runner.resume import drop_checkpoints, drop_ended, find_earlier
+from db.queue import cancel_experiment_runs
+from gpu_runner.resume import drop_checkpoints, find_earlier
 from moe.config import apply
 from moe.presets import PRESETS
 
@@ -22,12 +24,13 @@ STEPS = 400
 LONG = apply(PRESETS["nano"], {"budget_tokens": 512 * STEPS})
 
 
+@pytest.mark.timeout(400)
 def test_killed_run_goes_on_in_its_next_attempt(bench: Bench) -> None:
     key = bench.enqueue(config=LONG.model_dump(), steps=STEPS)
     bench.start(standin=False)
     bench.until_training(key, step=20)
     os.kill(bench.child_pid(key), signal.SIGTERM)  # as a machine does that is about to be taken away
-    bench.until_status(key, "completed")
+    bench.until(lambda: bench.run(key).status == "completed", "completed", seconds=240)  # torch starts four times
 
     assert bench.statuses(key) == ["lost", "completed"]
     first, second = (bench.lab.runs_folder / attempt.directory for attempt in bench.attempts(key))
@@ -64,18 +67,18 @@ def test_earlier_attempt_is_the_newest_that_is_dead_and_left_a_checkpoint(bench:
     assert {path.parent.name for path in folder.glob("*/resume-*")} == {"77-3"}
 
 
-def test_starting_daemon_drops_the_checkpoints_of_runs_that_have_ended(bench: Bench) -> None:
+def test_checkpoints_go_when_a_run_is_cancelled_that_waits_to_go_on(bench: Bench) -> None:
     bench.register()
-    ended, waiting = bench.enqueue(), bench.enqueue()
-    runner = bench.daemon().runner
-    claim = claim_run(bench.store, runner, now(), lease_seconds=60)
-    assert claim is not None
-    assert claim.run.id == ended
-    finish_attempt(bench.store, claim.attempt, Outcome(status="completed", score={"val_bpb": 1.5}), max_failures=1)
-    for name in (f"{ended}-1", f"{waiting}-1", "999-1", "a folder of the user's"):
-        (bench.lab.runs_folder / name).mkdir()
-        (bench.lab.runs_folder / name / "resume-000000010.pt").touch()
-
-    drop_ended(bench.store, bench.lab.runs_folder)
-    left = {path.parent.name for path in bench.lab.runs_folder.glob("*/resume-*")}
-    assert left == {f"{waiting}-1", "999-1", "a folder of the user's"}
+    key = bench.enqueue("wait")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).step, "training")
+    checkpoint = bench.directory(key) / "resume-000000010.pt"
+    checkpoint.touch()
+    daemon.begin_stop(now())
+    bench.step_until(daemon, lambda: bench.run(key).status == "queued", "put back")
+    daemon.room.tidy()
+    assert checkpoint.exists()
+    assert cancel_experiment_runs(bench.store, bench.experiment_id) == 1
+    daemon.room.tidy()
+    assert not checkpoint.exists()
+    assert (bench.attempts(key)[0].bytes or 0) > 0
