@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +20,6 @@ RUN_LOG_BYTES = 16 * 2**20
 """A run's log that is longer is shortened to _HEAD and _TAIL bytes."""
 
 _HEAD, _TAIL = 64 * 2**10, 2**20
-_LOOK_SECONDS = 2.0
 
 
 def rotate(path: Path, most: int = LOG_BYTES) -> None:
@@ -84,17 +81,6 @@ def shorten(path: Path, most: int = RUN_LOG_BYTES) -> None:
         said = f"[{size - len(head) - len(tail)} bytes were left out here: the log grew beyond {most}]\n"
         with path.open("ab") as end:
             end.write(said.encode() + tail)
-
-
-def keep_short(path: Path) -> None:
-    """Has a thread look after a log for as long as this process lives."""
-
-    def look() -> None:
-        while True:
-            time.sleep(_LOOK_SECONDS)
-            shorten(path)
-
-    threading.Thread(target=look, daemon=True).start()
 
 
 def _aside(path: Path, number: int) -> Path:

@@ -17,13 +17,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from db.failpoints import failpoint
-from db.logs import keep_short, shorten
+from db.logs import shorten
 from db.processes import adopt_orphans, kill_children, write_atomically
 from gpu_runner.fork import Fork
 from gpu_runner.oom_killer import count_oom_kills
@@ -31,6 +33,9 @@ from gpu_runner.steps import STEPS, run_step
 
 GRACE_SECONDS = 7
 """From SIGTERM to SIGKILL for the child: a checkpoint of preset t4 takes about 4 s on a slow disk."""
+
+_LOOK_SECONDS = 2.0
+"""Between two looks at the run directory."""
 
 _ROOM_SECONDS = 0.5
 """Between two looks whether a full disk has room again."""
@@ -61,8 +66,6 @@ class Shim:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._terminate)
 
-        log = self.directory / "log.txt"
-        keep_short(log)
         kind = json.loads((self.directory / "config.json").read_bytes())["kind"]
         step, exit_code = "", 0
         for step in STEPS[kind]:
@@ -70,9 +73,8 @@ class Shim:
             if exit_code != 0:
                 break
 
-        shorten(log)
-        for path in (self.directory / "metrics.jsonl", log):
-            _sync(path)  # exit.json promises that they are whole
+        for name in ("metrics.jsonl", "log.txt"):
+            _sync(self.directory / name)  # exit.json promises that they are whole
 
         failpoint("shim.synced")
         ended = {
@@ -103,12 +105,37 @@ class Shim:
         if self.terminated:  # the signal came while the child was being started
             self._terminate(signal.SIGTERM, None)
 
-        exit_code = self.child.wait()
+        with self._looking_after(self.child):
+            exit_code = self.child.wait()
+
         signal.alarm(0)
         kill_children()  # whatever it left behind: it would hold memory of the card
         failpoint("shim.step_ended")
         self.oom_killed = count_oom_kills() > oom_kills
         return exit_code
+
+    @contextmanager
+    def _looking_after(self, child: subprocess.Popen[bytes] | Fork) -> Iterator[None]:
+        """Keeps log.txt short, and ends the child when somebody deletes its directory: nobody would learn of its end.
+
+        Only while the child runs: a process that forks should have no threads.
+        """
+        over, log = threading.Event(), self.directory / "log.txt"
+
+        def look() -> None:
+            while not over.wait(_LOOK_SECONDS):
+                shorten(log)
+                if not self.directory.exists():
+                    child.kill()
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            shorten(log)
 
     def _fork(self, step: str, own_lock: int) -> Fork:
         def become() -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from db.clock import now
 from db.errors import LabUnusableError
-from db.processes import is_locked
+from db.processes import is_locked, is_process
 
 if TYPE_CHECKING:
     from tests.gpu_runner.conftest import Bench
@@ -149,3 +149,17 @@ def test_a_daemon_started_on_a_full_disk_says_so_and_the_next_one_does_the_work(
     bench.until_status(key, "completed")
     bench.assert_ended_once(key)
     assert_whole(bench)
+
+
+def test_nothing_trains_on_for_a_lab_that_was_deleted(bench: Bench) -> None:
+    key = bench.enqueue("hang")
+    daemon = bench.start()
+    bench.until(lambda: bench.attempts(key) and (bench.directory(key) / "metrics.jsonl").exists(), "training")
+    shim, child = bench.shim_pid(key), bench.child_pid(key)
+    shutil.rmtree(bench.lab.runs_folder)
+    for path in bench.lab.folder.glob("lab.db*"):
+        path.unlink()
+
+    assert daemon.wait(60) == 1
+    bench.until(lambda: not is_process(shim) and not is_process(child), "its processes ended")
+    bench.lab.runs_folder.mkdir()
