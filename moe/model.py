@@ -59,7 +59,7 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw all weights from `seed`; equal seeds give equal bits."""
+        """Draw all weights from `seed` and config.replicate; equal ones give equal bits."""
         for name, parameter in self.named_parameters():
             std = self._initial_std(name)
             if parameter.ndim == 1:
@@ -67,7 +67,7 @@ class MoE(nn.Module):
             elif std == 0.0:
                 parameter.zero_()
             else:
-                generator = torch.Generator().manual_seed(_seed_of(seed, name))
+                generator = torch.Generator().manual_seed(_seed_of(seed, name, self.config.replicate))
                 parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor, noise_LNE: Tensor | None = None) -> Output:
@@ -183,5 +183,6 @@ def _dropped(routing: Routing) -> Tensor:
     return 1.0 - kept_E.sum() / routing.load_E.sum()
 
 
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest())
+def _seed_of(seed: int, name: str, replicate: int) -> int:
+    drawn = f"{seed}/{name}" if replicate == 0 else f"{seed}/{replicate}/{name}"
+    return int.from_bytes(hashlib.blake2b(drawn.encode(), digest_size=7).digest())

@@ -10,7 +10,7 @@ from moe.knobs import Acts
 
 
 class Run(BaseModel):
-    """Equal on both sides of a comparison; the fields of role machine change no gradient."""
+    """Equal on both sides of a comparison, except replicate; the fields of role machine change no gradient."""
 
     corpus: Annotated[
         str,
@@ -53,6 +53,16 @@ class Run(BaseModel):
         Field(gt=0.0, le=10**7, description="training seconds; the schedule follows the clock"),
         Acts(on="schedule", source="karpathy/autoresearch: a fixed time budget", role="budget"),
     ] = None
+    replicate: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10**6,
+            description="another draw of the initial weights, with all else equal: compares a config with itself, "
+            "which tells how large differences are where there is none",
+        ),
+        Acts(on="loss", source="A/A test: Kohavi et al. 2009, Controlled experiments on the web, section 3.3.2"),
+    ] = 0
     eval_tokens: Annotated[
         int,
         Field(ge=64, le=10**9, description="tokens of the held-out split that a score is computed on"),

@@ -81,6 +81,7 @@ PERTURBED: Mapping[str, tuple[Config, dict[str, Value]]] = {
     "ema_decay": (BASE, {"ema_decay": 0.9}),
     "budget_tokens": (BASE, {"budget_tokens": 512 * 5}),
     "budget_seconds": (TIMED, {"budget_seconds": 1.0}),
+    "replicate": (BASE, {"replicate": 1}),
     "eval_tokens": (BASE, {"eval_tokens": 1000}),
     "progress_evals": (BASE, {"progress_evals": 3}),
     "micro_batch_size": (BASE, {"micro_batch_size": 2}),
