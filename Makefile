@@ -15,7 +15,7 @@ INSTALLED := .venv/.installed
 demo: install
 	@mkdir -p "$(LAB)"
 	@test -e "$(LAB)/blueberry.toml" || cp docs/demo-lab.toml "$(LAB)/blueberry.toml"
-	@$(BIN)/blueberry --lab "$(LAB)" auto-research --count 4 --max-cycles 1 --start-runner
+	@$(BIN)/blueberry --lab "$(LAB)" auto-research --count 3 --max-cycles 1 --start-runner
 	@$(BIN)/blueberry --lab "$(LAB)" runner stop >/dev/null
 
 browse: install
