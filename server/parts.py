@@ -9,6 +9,7 @@ from db.cards import run_kwh
 from db.clock import utc_now
 from db.experiments import get_experiment, latest_review, latest_verdict, list_experiments, list_insights
 from db.lab import Lab
+from db.order import head_of_line, place_of
 from db.queries import curve, lineage, metric_names, overview, runs_of_experiment
 from db.queue import get_run
 from db.records import Cycle, Task, Value
@@ -16,6 +17,7 @@ from db.tasks import running_cycles
 from moe.config import KNOBS
 from server.views import (
     ExperimentLine,
+    PlaceLine,
     ReviewView,
     RunLine,
     RunnerLine,
@@ -24,6 +26,7 @@ from server.views import (
     curve_points,
     cut,
     experiment_line,
+    place_line,
     plain_run_line,
     review_view,
     rounded,
@@ -45,6 +48,8 @@ class OverviewView(View):
     running: list[RunLine]
     queued: int
     """runs that wait"""
+    up_next: list[PlaceLine]
+    """the runs that start next, on the hardware of the runner that was heard of last"""
     seconds_left: float | None
     """until the queue is done, as far as past runs tell"""
     runners: list[RunnerLine]
@@ -100,6 +105,9 @@ class RunView(View):
     """One run with its config, score and curves."""
 
     run: RunLine
+    place: PlaceLine | None
+    """where it stands in the queue; null: it does not wait, or it waits for needs_run_id to complete and pass"""
+    needs_run_id: int | None
     hardware_class: str
     fingerprint: str
     config: dict[str, Value]
@@ -147,6 +155,11 @@ def overview_view(lab: Lab, limit: int) -> OverviewView:
         verdicts=seen.verdicts,
         running=[run_line(run) for run in seen.running[:limit]],
         queued=seen.queued,
+        up_next=[
+            place_line(place)
+            for runner in seen.runners[:1]
+            for place in head_of_line(lab.store, runner.hardware_class, limit=3)
+        ],
         seconds_left=rounded(seen.seconds_left, 0),
         runners=[runner_line(lab, runner) for runner in seen.runners[:8]],
         newest=[experiment_line(lab, experiment) for experiment in newest[:limit]],
@@ -202,6 +215,8 @@ def run_view(lab: Lab, run_id: int) -> RunView:
     names = [name for name in ("val_bpb", "train_loss") if name in metric_names(lab.store, run_id)]
     return RunView(
         run=plain_run_line(run),
+        place=place_line(place) if (place := place_of(lab.store, run_id)) else None,
+        needs_run_id=run.needs_run_id,
         hardware_class=run.hardware_class,
         fingerprint=run.fingerprint,
         config=run.config,

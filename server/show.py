@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from textwrap import indent
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from db.queries import Overview, RunProgress
+from server.commands import as_commands
 from server.parts import CycleView, ExperimentView, OverviewView, RunView, TaskView
 from server.tools.enqueue import Enqueued
 from server.tools.improve import ImprovementsView
@@ -22,7 +22,16 @@ from server.tools.review import Reviews
 from server.tools.run import RunHandle
 from server.tools.status import Status
 from server.tools.suggest import Suggestion
-from server.views import EventLine, ExperimentLine, ReviewView, RunLine, RunnerLine, StillWorking, VerdictView
+from server.views import (
+    EventLine,
+    ExperimentLine,
+    PlaceLine,
+    ReviewView,
+    RunLine,
+    RunnerLine,
+    StillWorking,
+    VerdictView,
+)
 
 _STYLES = {
     "improved": "green",
@@ -50,29 +59,6 @@ def render(view: BaseModel) -> RenderableType:
     parts = _PARTS[type(view)](view)
     after = getattr(view, "next", None)
     return Group(*parts, Text(f"next: {as_commands(after)}", style="dim")) if after else Group(*parts)
-
-
-def as_commands(text: str) -> str:
-    """A sentence that names calls of tools, such as review(experiment_id=3), with commands in their place."""
-    return re.sub(r"\b(suggest|review|improve|enqueue|run|status)\(([^()]*)\)", _as_command, text)
-
-
-def _as_command(call: re.Match[str]) -> str:
-    verb, arguments = call.groups()
-    numbers = re.findall(r"\d+", arguments)
-    if action := re.search(r"action='(\w+)'", arguments):
-        return f"`blueberry cancel {' '.join(numbers)}`" if action[1] == "cancel" else f"`blueberry runner {action[1]}`"
-
-    if verb != "status":
-        named = numbers if "experiment" in arguments else []
-        return f"`{' '.join(['blueberry', verb, *named])}`"
-
-    subject = re.search(r"(experiment|run|task|cycle)_id(?:=(\d+))?", arguments)
-    if subject:
-        words = f" --{subject[1]} {subject[2] or 'ID'}"
-        return f"`blueberry status{words}{' --watch' if subject[1] == 'experiment' else ''}`"
-
-    return "`blueberry status --watch`" if arguments else "`blueberry status`"
 
 
 def duration(seconds: float | None) -> str:
@@ -303,6 +289,7 @@ def _overview(view: OverviewView) -> list[RenderableType]:
     if view.running:
         parts.append(_run_table(view.running))
 
+    parts += [_place(place) for place in view.up_next]
     parts.append(experiment_table(view.newest))
     parts += [Text(f"learnt: {insight}") for insight in view.insights]
     return parts
@@ -350,6 +337,11 @@ def _run_table(runs: Sequence[RunLine]) -> RenderableType:
 
 def _run(view: RunView) -> list[RenderableType]:
     parts: list[RenderableType] = [_run_table([view.run]), Text(f"on {view.hardware_class}, {view.fingerprint}")]
+    if view.place:
+        parts.append(_place(view.place))
+    elif view.run.status == "queued" and view.needs_run_id is not None:
+        parts.append(Text(f"waits for run {view.needs_run_id} to complete and pass"))
+
     parts.append(Text(f"energy: {energy(view.kwh)}"))
     if view.run.disturbance:
         parts.append(Text(f"disturbed: {view.run.disturbance}", style="yellow"))
@@ -359,6 +351,10 @@ def _run(view: RunView) -> list[RenderableType]:
         parts.append(Text(f"{name}: {shown}"))
 
     return [*parts, Text(view.log_tail, style="dim")] if view.log_tail else parts
+
+
+def _place(place: PlaceLine) -> Text:
+    return Text(f"in line {place.position}: run {place.run_id} ({place.kind}, seed {place.seed}), {place.why}")
 
 
 def _task(view: TaskView) -> list[RenderableType]:

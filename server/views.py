@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from agents.hands import is_alive, state_of
 from db.experiments import latest_review, latest_verdict
 from db.lab import Lab
+from db.order import Place
 from db.queries import CurvePoint, RunProgress
 from db.records import Event, Experiment, Review, Run, Runner, Task, Value, Verdict
 
@@ -126,6 +127,19 @@ class RunLine(View):
     disturbance: str | None
     """what made it a worse measurement: a throttled card, one that others used too, memory errors; null: nothing"""
     error: str | None
+
+
+class PlaceLine(View):
+    """Where a run stands that waits for a runner and could start now."""
+
+    run_id: int
+    position: int
+    """1 is next on its hardware class"""
+    kind: str
+    seed: int
+    priority: int
+    why: str
+    """runs of equal priority go by what they promise for their seconds, and by how long they have waited"""
 
 
 class RunnerLine(View):
@@ -257,6 +271,18 @@ def plain_run_line(run: Run) -> RunLine:
         seconds_left=left,
         disturbance=run.disturbance,
         error=cut(run.error, 1000) if run.error else None,
+    )
+
+
+def place_line(place: Place) -> PlaceLine:
+    """A place in the line of queued runs."""
+    return PlaceLine(
+        run_id=place.run_id,
+        position=place.position,
+        kind=place.kind,
+        seed=place.seed,
+        priority=place.priority,
+        why=place.why,
     )
 
 

@@ -19,8 +19,9 @@ from db.errors import LabUnusableError
 from db.events import events_after, latest_event_id
 from db.lab import Lab
 from db.queries import GpuReading, RunProgress, curve, gpu_readings, overview
+from server.commands import as_commands
 from server.desk import Desk
-from server.show import as_commands, duration, event_text, queue_line
+from server.show import duration, event_text, queue_line
 from server.views import EventLine, RunnerLine, event_line, runner_line
 
 _LOOK_SECONDS = 1.0

@@ -17,7 +17,8 @@ from db.experiments import add_verdict, move_experiment
 from db.lab import Lab
 from db.tasks import add_cycle, move_cycle
 from server.cli import blueberry
-from server.show import as_commands, duration
+from server.commands import as_commands
+from server.show import duration
 from tests.server.conftest import ROOT, put_experiment, put_run
 
 IDEA = ["--title", "One expert a token", "--hypothesis", "Lower top_k raises val_bpb.", "--domain", "moe_architecture"]

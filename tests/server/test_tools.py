@@ -10,7 +10,9 @@ import pytest
 
 from db.experiments import get_experiment, move_experiment
 from db.lab import Lab
-from tests.server.conftest import ERAS, IDEA, Session, put_experiment, put_run
+from db.queue import add_run, prioritize_experiment
+from db.runners import register_runner
+from tests.server.conftest import ERAS, IDEA, RUNNER, Session, connect, put_experiment, put_run
 
 VERBS = ["suggest", "review", "improve", "enqueue", "run", "status"]
 GOOD_REVIEW = {
@@ -230,3 +232,21 @@ def test_a_full_lab_still_fits_into_an_answer(either: Session, shared_lab: Lab) 
     one = either.call("status", experiment_id=made.id)
     assert one["experiment"]["runs_truncated"]
     assert len(json.dumps(one)) < 20_000
+
+
+def test_status_shows_who_is_next_and_why(lab: Lab) -> None:
+    register_runner(lab.store, RUNNER)
+    first, second = (put_experiment(lab) for _ in range(2))
+    waiting, preferred = put_run(lab, first.id), put_run(lab, second.id)
+    needs = {"kind": "post", "fingerprint": "p", "seed": 1, "hardware_class": RUNNER["hardware_class"], "code": "c"}
+    needs |= {"config": {}, "priority": 0, "needs_run_id": waiting.id}
+    post = add_run(lab.store, first.id, "treatment", needs).run
+    prioritize_experiment(lab.store, second.id)
+    with connect(lab.folder, ERAS[1]) as session:
+        up_next = session.call("status")["overview"]["up_next"]
+        assert [place["run_id"] for place in up_next] == [preferred.id, waiting.id]
+        assert up_next[0]["why"].startswith("priority 1, 0.25 improvements expected for about ")
+        shown = session.call("status", run_id=waiting.id)["run"]
+        assert (shown["place"], shown["needs_run_id"]) == (up_next[1], None)
+        behind = session.call("status", run_id=post.id)["run"]
+        assert (behind["place"], behind["needs_run_id"]) == (None, waiting.id)
