@@ -139,7 +139,7 @@ def _joules_since_last(store: Store, attempt_id: int, sample: GpuSample, at: Ins
         return None
 
     before, after = last["energy_joules"], sample.energy_joules
-    if before is not None and after is not None and after >= before:  # it starts again with the driver
+    if before is not None and after is not None and after > before:  # it starts again with the driver
         return float(after - before)
 
     if last["power_watts"] is None or sample.power_watts is None:

@@ -163,7 +163,7 @@ class Daemon:
                 return
 
             self._claimable = True  # looks again at the next step, also where the gate is closed
-            if self._gate.is_open(now):
+            if self._gate.is_open(now, just_died=bool(self.attempts.held)):
                 claim = self._win(now)
                 self._claimable = claim is not None
                 if claim is not None:

@@ -55,8 +55,15 @@ class Gate:
 
         return self._budget
 
-    def is_open(self, now: Instant) -> bool:
-        """Whether a run may be started now; no other of ours is on the card."""
+    def is_open(self, now: Instant, *, just_died: bool) -> bool:
+        """Whether a run may be started now; no other of ours lives on the card.
+
+        Args:
+            just_died: whether one may have, of which weigh() has not heard yet.
+        """
+        if just_died:
+            self._freeing_until = now.seconds + FREEING_SECONDS
+
         if self.over_budget(now) is not None or now.seconds < self._closed_until:
             return False
 
@@ -96,7 +103,7 @@ class Gate:
         if isinstance(outcome, Outcome) and outcome.status == "failed" and fault is not None:
             outcome = CardFailed(reason=f"{fault}; the run said: {outcome.error}")
 
-        if isinstance(outcome, CardFailed):
+        if isinstance(outcome, CardFailed) and self._sampler.failure is None:  # else it opens when the card answers
             self._close_for_failure(now, outcome)
         elif isinstance(outcome, Outcome) and outcome.status == "completed":
             self._card_failures = 0
