@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -53,10 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _LOG.error("the lab cannot be used: %s", error)
         return 1
-
-    if ending is Ending.RESTART:
-        # In place: whoever supervises this process keeps it, and the children stay its children.
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
     return 0 if ending is Ending.DONE else 1
 

@@ -126,6 +126,7 @@ class Attempts:
                 continue
 
             child = Child(self.lab.runs_folder / adopted.directory)
+            child.wake()
             self.hold(adopted, get_run(self.store, adopted.run_id).kind, child, now, rebooted=rebooted)
             _LOG.info("adopted attempt %d of run %d", adopted.id, adopted.run_id)
 

@@ -127,16 +127,23 @@ class Child:
         """Whether the shim lives. Without one there will be no exit.json."""
         return is_locked(self.directory / "shim.lock")
 
+    def wake(self) -> None:
+        """Lets the shim go on, in case that a daemon died in kill(), which stops it first."""
+        self._tell_shim(signal.SIGCONT)
+
     def terminate(self) -> None:
         """Asks the shim to end its child and itself, which takes at most shim.GRACE_SECONDS."""
-        if self.pid is not None and self.has_shim():
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+        self._tell_shim(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends every process of the attempt at once, wherever it has gone."""
-        if self.pid is not None and self.is_alive():
+        if self.is_alive():
             kill_tree(self.directory / "lock", self.pid)
+
+    def _tell_shim(self, number: int) -> None:
+        if self.pid is not None and self.has_shim():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 def child_environment(card: Card) -> Mapping[str, str]:

@@ -11,12 +11,15 @@ again with growing pauses, and leaves the other cards alone.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
+from typing import NoReturn
 
 from db.clock import Instant, now
 from db.errors import LabError, NewerLabError, SettingsError
@@ -52,7 +55,7 @@ class Ending(Enum):
     GONE = auto()
     """the lab is not there any more"""
     RESTART = auto()
-    """the caller shall start the program anew; the children train on"""
+    """the program starts anew; the children train on"""
 
 
 class Seat:
@@ -129,7 +132,7 @@ class Seat:
 
 
 def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
-    """Drives the cards that nobody else drives."""
+    """Drives the cards that nobody else drives. Does not return where the program starts anew."""
     with ExitStack() as stack, catch_signals(*SIGNALS) as signals:
         seats = []
         for card in cards:
@@ -146,7 +149,7 @@ def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
             ending = Ending.RESTART
 
         if ending is Ending.RESTART:
-            hold_signals(*SIGNALS)  # what arrives before the new program listens must not end it
+            _start_anew()
 
         return ending
 
@@ -182,6 +185,16 @@ def _loop(seats: list[Seat], signals: list[int], log: OwnLog) -> Ending:
         _pause(seats, signals)
 
     return Ending.DONE
+
+
+def _start_anew() -> NoReturn:
+    """Becomes the new program in place: whoever supervises this process keeps it, and its children stay its children.
+
+    What arrives before that one listens must not end it. The handlers stay until then, because a signal can only be
+    held back from this thread, and libraries have others.
+    """
+    hold_signals(*SIGNALS)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _stop(seats: Sequence[Seat]) -> None:

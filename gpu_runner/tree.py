@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_PASSES = 3
-"""Looks at one kill: whoever was forked during the first is found by the next. The daemon's later steps go on."""
+_DYING_SECONDS = 0.3
+"""For processes to end that were killed; whoever takes longer is found again by the daemon's next step."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,25 @@ class _Process:
     session: int
 
 
-def kill_tree(lock: Path, leader: int) -> None:
-    """SIGKILLs every process of the attempt whose lock file and shim those are; returns before they are all gone."""
-    for _ in range(_PASSES):
+def kill_tree(lock: Path, leader: int | None) -> None:
+    """SIGKILLs every process of the attempt whose lock file and shim those are.
+
+    The shim goes last, stopped until then: whoever is forked meanwhile, and loses its parent, is still found below it.
+    """
+    found = find_tree(lock, leader)
+    if leader in found:
+        _signal({leader}, signal.SIGSTOP)
+
+    deadline = time.monotonic() + _DYING_SECONDS
+    while (others := found - {leader}) and time.monotonic() < deadline:
+        _signal(others, signal.SIGKILL)
+        time.sleep(0.005)
         found = find_tree(lock, leader)
-        for pid in found:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
 
-        if not found:
-            return
+    _signal(found, signal.SIGKILL)
 
 
-def find_tree(lock: Path, leader: int) -> set[int]:
+def find_tree(lock: Path, leader: int | None) -> set[int]:
     """The process ids of an attempt's living processes, never our own."""
     processes = _list_processes()
     found = {process.pid for process in processes if _holds(process.pid, lock)}
@@ -51,6 +59,12 @@ def find_tree(lock: Path, leader: int) -> set[int]:
         found |= below
 
     return found - {os.getpid()}
+
+
+def _signal(pids: Collection[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _list_processes() -> list[_Process]:

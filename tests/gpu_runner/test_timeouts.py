@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,19 @@ def test_cancelled_run_takes_those_along_that_tried_to_get_away(bench: Bench) ->
     bench.step_until(daemon, lambda: bench.run(key).status == "cancelled", "the run cancelled")
     assert _processes_of(bench.lab.runs_folder) == []
     bench.assert_ended_once(key, "cancelled")
+
+
+def test_daemon_that_died_while_it_killed_leaves_nothing_stopped(bench: Bench) -> None:
+    bench.register()
+    key = bench.enqueue("wait")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(key).step, "training")
+    os.kill(bench.shim_pid(key), signal.SIGSTOP)
+    heir = bench.daemon()  # of the same card
+    bench.go()
+    bench.step_until(heir, lambda: bench.run(key).status == "completed", "the run done")
+    bench.assert_ended_once(key)
+    assert bench.statuses(key) == ["completed"]
 
 
 def test_what_a_run_leaves_behind_ends_with_it(bench: Bench) -> None:
