@@ -28,7 +28,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks docs/transcribe.py docs/studies/knob_effects.py
+	$(BIN)/mypy benchmarks docs/transcribe.py docs/studies/knob_effects.py docs/studies/ten_interventions.py
 	$(BIN)/lint-imports
 
 format: install

@@ -89,7 +89,10 @@ TREATMENTS: dict[str, list[dict[str, Any]]] = {
     "length_doublings": [{"length_doublings": 2}],
     "ema_decay": [{"ema_decay": 0.98}],
 }
-NOT_HERE = {"router_precision": "acts only where matrices are not in fp32, and this preset is fp32 throughout"}
+NOT_HERE = {
+    "router_precision": "acts only where matrices are not in fp32, and this preset is fp32 throughout",
+    "replicate": "changes nothing but the draw of the initial weights",
+}
 REVIEW = {"novelty": 7.0, "feasibility": 10.0, "impact": 7.0, "clarity": 8.0, "efficiency": 9.0}
 
 
@@ -184,7 +187,7 @@ def _row(experiment: Experiment, verdict: Verdict) -> str:
     parameters = (verdict.treatment_parameters or 0) / (verdict.baseline_parameters or 1)
     return (
         f"| {_text(experiment.treatment)} | {verdict.effect:+.4f} | [{verdict.low:+.4f}, {verdict.high:+.4f}] | "
-        f"{verdict.verdict} | {flops:.2f} | {parameters:.2f} |"
+        f"{verdict.said} | {flops:.2f} | {parameters:.2f} |"
     )
 
 
