@@ -29,7 +29,7 @@ from agents.noise import Noise
 from agents.pairs import configs_of, trains_nothing
 from agents.prospects import is_futile
 from agents.shrinkage import shrunk
-from agents.weighing import ALPHA, Weighed, e_values, floor_of, weigh
+from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, screened, sentence_of
 from db.cards import experiment_kwh
 from db.comparisons import Pair, pairs, scored_pairs
@@ -112,7 +112,7 @@ class _Judgement:
         if self.experiment.guard_metric is not None:
             self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric)
 
-        weighed = weigh(self._differences(self.experiment.metric), self.noise)
+        weighed = glance(self._differences(self.experiment.metric), self.noise) if self.noise is not None else None
         word, reason = self._outlook(weighed)
         return self._after_screening(word, weighed, reason)
 
@@ -216,7 +216,11 @@ class _Judgement:
         if self.experiment.guard_metric is None:
             return None
 
-        return weigh(self._differences(self.experiment.guard_metric), self.guard_noise)
+        differences = self._differences(self.experiment.guard_metric)
+        if self.stage == "screen":
+            return glance(differences, self.guard_noise) if self.guard_noise is not None else None
+
+        return weigh(differences, self.guard_noise)
 
     def _differences(self, metric: str) -> list[float]:
         """Of all pairs; one whose treatment was lost counts as if it were as bad as twice the baseline, or nothing."""

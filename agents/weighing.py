@@ -7,28 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from scipy.special import stdtrit
+
 from agents.confirmation import CLAIMS
 from agents.evidence import equivalence, evidence, interval
 from agents.noise import Noise
 from db.records import Claim, Direction
 
 ALPHA = 0.05
-"""Chance that an experiment's interval ever misses its effect."""
+"""Chance that an interval misses its effect: a new pair's over all looks, a screening's at its one."""
 
 LARGEST = 1e300  # SQLite's numbers end soon after
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighed:
-    """The mean difference treatment - baseline, and the interval that holds over all looks."""
+    """The mean difference treatment - baseline, and its interval."""
 
     effect: float
     low: float
     high: float
 
 
+def glance(differences: Sequence[float], noise: Noise) -> Weighed:
+    """What a screening's differences say: Student's interval for a single look, which is all that ranking needs."""
+    effect = fmean(differences)
+    half = float(stdtrit(noise.df, 1.0 - ALPHA / 2.0)) * noise.sd / math.sqrt(len(differences))
+    return Weighed(effect=effect, low=effect - half, high=effect + half)
+
+
 def weigh(differences: Sequence[float], noise: Noise | None) -> Weighed | None:
-    """What differences say; None while they are too few to say anything."""
+    """What new differences say, however often one looks; None while they are too few to say anything."""
     if not differences or (len(differences) < 2 and noise is None):
         return None
 

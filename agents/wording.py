@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from db.records import Experiment, Screening, Stage, Word
 
 _METHODS: dict[Stage, str] = {
-    "screen": "Screening on pairs of equal seed that may share baselines, on the val split: it claims nothing.",
+    "screen": "Screening on pairs of equal seed that may share baselines, on the val split: it claims nothing, and its "
+    "interval is Student's, for one look.",
     "confirm": (
         "Confirmation on new pairs with seeds drawn by the lab, both sides run afresh, scored on the sealed test "
         "split: e-values against the class's measured noise, claimed by online e-BH over the campaign; the interval "

@@ -2,10 +2,10 @@
 
     .venv/bin/python docs/studies/ten_interventions.py LAB
 
-Makes a lab in the folder LAB, proposes ten interventions of which the literature says something (some good, some harmful,
-some without effect), has each screened and then confirmed on new pairs whatever the screening says, and writes
-docs/studies/ten_interventions.md: what the literature expects beside what the lab found. Started again on the same folder it
-goes on where it stopped.
+Makes a lab in the folder LAB, proposes ten interventions of which the literature says something (some good, some
+harmful, some without effect), has each screened and then confirmed on new pairs whatever the screening says, and writes
+docs/studies/ten_interventions.md: what the literature expects beside what the lab found. Started again on the same
+folder it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ def _row(known: Known, verdict: Verdict | None) -> str:
     expected = "–" if verdict.expected is None else f"{verdict.expected:+.3f}"
     evidence = "–" if verdict.evidence is None else f"{verdict.evidence:.2g}"
     return (
-        f"| {known.title} | {known.expected} | **{verdict.said}** | {verdict.effect:+.3f} | [{low}, {high}] | {expected} | "
-        f"{verdict.pairs} | {evidence} |"
+        f"| {known.title} | {known.expected} | **{verdict.said}** | {verdict.effect:+.3f} | [{low}, {high}] | "
+        f"{expected} | {verdict.pairs} | {evidence} |"
     )
 
 

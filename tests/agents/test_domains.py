@@ -60,11 +60,15 @@ def test_nearly_the_whole_catalog_applies_to_each_preset_within_the_limits(lab: 
         assert preflight(lab, apply_treatment(base, treatment), None).problems == []
 
 
-def test_the_default_order_begins_with_a_large_effect_and_a_null_one_then_alternates_domains(lab: Lab) -> None:
-    first = list(islice(in_order(load_domains(lab)), 6))
-    assert [dict(item.treatment) for _, item in first[:2]] == [{"lr": Relative(scale=0.1)}, {"router_z_weight": 0.0}]
-    assert [item.expect for _, item in first[:2]] == ["worse", "equivalent"]
-    assert {domain.name for domain, _ in first[2:]} == set(load_domains(lab))
+def test_the_default_order_begins_with_a_gain_a_harm_and_a_null_then_alternates_domains(lab: Lab) -> None:
+    first = list(islice(in_order(load_domains(lab)), 7))
+    assert [dict(item.treatment) for _, item in first[:3]] == [
+        {"optimizer": "muon"},
+        {"lr": Relative(scale=0.1)},
+        {"router_z_weight": 0.0},
+    ]
+    assert [item.expect for _, item in first[:3]] == ["improved", "worse", "equivalent"]
+    assert {domain.name for domain, _ in first[3:]} == set(load_domains(lab))
 
 
 def test_what_the_baseline_already_has_does_not_apply(lab: Lab) -> None:
@@ -77,8 +81,8 @@ def test_a_proposal_says_what_it_changes(lab: Lab) -> None:
     domain, item = next(in_order(load_domains(lab)))
     proposal = item.propose(domain.name, PRESETS["t4"])
     assert proposal is not None
-    assert proposal.treatment == {"lr": 0.0001}
-    assert proposal.method.endswith("Changed: lr 0.001 → 0.0001; everything else as in the baseline.")
+    assert proposal.treatment == {"optimizer": "muon"}
+    assert proposal.method.endswith("Changed: optimizer adamw → muon; everything else as in the baseline.")
 
 
 def test_a_labs_own_domain_stands_beside_the_others_and_replaces_one_of_its_name(lab: Lab) -> None:

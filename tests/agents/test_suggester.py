@@ -40,13 +40,17 @@ def propose(lab: Lab, *ideas: Proposal) -> Any:
 def test_without_a_key_five_ideas_are_four_of_the_catalog_and_one_of_the_optimizer(lab: Lab) -> None:
     made = suggest(lab, count=5)
     assert [item.proposer for item in made.experiments] == ["catalog"] * 4 + ["optimizer"]
-    assert [item.treatment for item in made.experiments[:2]] == [{"lr": 0.0006}, {"router_z_weight": 0.0}]
+    assert [item.treatment for item in made.experiments[:2]] == [{"optimizer": "muon"}, {"lr": 0.0006}]
     assert made.refused == []
     assert list_experiments(lab.store, oldest_first=True) == made.experiments
 
 
 def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
-    row = suggest(lab, count=1, domain="optimization").experiments[0].model_dump(exclude={"created_at", "updated_at"})
+    row = (
+        suggest(lab, count=1, focus_area="learning rate")
+        .experiments[0]
+        .model_dump(exclude={"created_at", "updated_at"})
+    )
     baseline = row.pop("baseline")
     assert baseline["lr"] == 0.006
     assert baseline["budget_tokens"] == 512_000
