@@ -26,7 +26,7 @@ import torch
 from moe.accounting import account
 from moe.config import ConfigError, scientific
 from moe.data import Data, benchmarks, prepare, windows
-from moe.fingerprint import EVALUATOR_VERSION
+from moe.fingerprint import EVALUATOR_VERSION, code_hash
 from moe.health import NonFiniteError
 from moe.model import MoE
 from moe.predictions import PredictionTally, predict
@@ -157,6 +157,7 @@ def result(score: Score, data: Data, request: Request) -> dict[str, Any]:
         "bytes": score.bytes,
         "split": request.split,
         "evaluator": EVALUATOR_VERSION,
+        "code": code_hash(),
         "corpus_sha256": data.corpus_sha256,
         "train_overlap": data.train_overlap[request.split],
         "parameters": costs.parameters,
