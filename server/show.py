@@ -188,6 +188,11 @@ def runner_table(lines: Sequence[RunnerLine]) -> RenderableType:
     return table
 
 
+def place_text(place: PlaceLine) -> Text:
+    """A run that waits, and why it stands where it does."""
+    return Text(f"in line {place.position}: run {place.run_id} ({place.kind}, seed {place.seed}), {place.why}")
+
+
 def event_text(event: EventLine) -> Text:
     """A line of the journal."""
     about = f"#{event.experiment_id} " if event.experiment_id else ""
@@ -289,7 +294,7 @@ def _overview(view: OverviewView) -> list[RenderableType]:
     if view.running:
         parts.append(_run_table(view.running))
 
-    parts += [_place(place) for place in view.up_next]
+    parts += [place_text(place) for place in view.up_next]
     parts.append(experiment_table(view.newest))
     parts += [Text(f"learnt: {insight}") for insight in view.insights]
     return parts
@@ -338,7 +343,7 @@ def _run_table(runs: Sequence[RunLine]) -> RenderableType:
 def _run(view: RunView) -> list[RenderableType]:
     parts: list[RenderableType] = [_run_table([view.run]), Text(f"on {view.hardware_class}, {view.fingerprint}")]
     if view.place:
-        parts.append(_place(view.place))
+        parts.append(place_text(view.place))
     elif view.run.status == "queued" and view.needs_run_id is not None:
         parts.append(Text(f"waits for run {view.needs_run_id} to complete and pass"))
 
@@ -351,10 +356,6 @@ def _run(view: RunView) -> list[RenderableType]:
         parts.append(Text(f"{name}: {shown}"))
 
     return [*parts, Text(view.log_tail, style="dim")] if view.log_tail else parts
-
-
-def _place(place: PlaceLine) -> Text:
-    return Text(f"in line {place.position}: run {place.run_id} ({place.kind}, seed {place.seed}), {place.why}")
 
 
 def _task(view: TaskView) -> list[RenderableType]:

@@ -18,16 +18,18 @@ from rich.text import Text
 from db.errors import LabUnusableError
 from db.events import events_after, latest_event_id
 from db.lab import Lab
+from db.order import head_of_line
 from db.queries import GpuReading, RunProgress, curve, gpu_readings, overview
 from server.commands import as_commands
 from server.desk import Desk
-from server.show import duration, event_text, queue_line
-from server.views import EventLine, RunnerLine, event_line, runner_line
+from server.show import duration, event_text, place_text, queue_line
+from server.views import EventLine, PlaceLine, RunnerLine, event_line, place_line, runner_line
 
 _LOOK_SECONDS = 1.0
 _POINTS = 120
 _SAMPLES = 120
 _EVENTS = 5
+_NEXT = 3
 _BARS = "▁▂▃▄▅▆▇█"
 _NAME_WIDTH, _VALUE_WIDTH, _WIDEST_CURVE = 12, 9, 60
 
@@ -60,6 +62,7 @@ class Frame(BaseModel):
     cards: list[WatchedCard]
     runs: list[WatchedRun]
     queue: str
+    up_next: list[PlaceLine]
     events: list[EventLine]
 
 
@@ -96,6 +99,11 @@ def look(lab: Lab) -> Frame:
             for run in seen.running
         ],
         queue=queue_line(seen),
+        up_next=[
+            place_line(place)
+            for hardware in dict.fromkeys(runner.hardware_class for runner in seen.runners)
+            for place in head_of_line(lab.store, hardware, limit=_NEXT)
+        ],
         events=[
             event_line(event)
             for event in events_after(lab.store, max(0, latest_event_id(lab.store) - _EVENTS), limit=_EVENTS)
@@ -116,7 +124,7 @@ def render_frame(frame: Frame, width: int) -> RenderableType:
     for run in frame.runs:
         lines += [Text(), *_run(run, room)]
 
-    lines += [Text(), Text(frame.queue, style="bold")]
+    lines += [Text(), Text(frame.queue, style="bold"), *map(place_text, frame.up_next)]
     lines += [event_text(event) for event in frame.events]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
@@ -146,8 +154,9 @@ def _latest(lab: Lab, width: int) -> RenderableType:
 
 def _card(card: WatchedCard, room: int) -> list[Text]:
     line = Text.assemble((card.runner.device_name, "bold"), f" {as_commands(card.runner.state)}")
+    said = [Text(card.runner.message, style="dim")] if card.runner.message else []
     if not card.samples:
-        return [line]
+        return [line, *said]
 
     last = card.samples[-1]
     readings = (
@@ -166,7 +175,7 @@ def _card(card: WatchedCard, room: int) -> list[Text]:
         line.append(f", shared with {last.others} other process{'es' * (last.others > 1)}", style="yellow")
 
     busy = [sample.utilization_percent for sample in card.samples]
-    return [line, _curve("busy", busy, "{:.0f} %", room, "green")]
+    return [line, *said, _curve("busy", busy, "{:.0f} %", room, "green")]
 
 
 def _run(run: WatchedRun, room: int) -> list[Text]:

@@ -59,6 +59,7 @@ def train(lab: Lab) -> int:
 
 def test_a_frame_shows_cards_curves_and_what_is_left(lab: Lab) -> None:
     key = train(lab)
+    waiting = put_run(lab, put_experiment(lab).id).id
     text = "\n".join(shown(lab, 100))
     for words in (
         f"run {key} (",
@@ -70,7 +71,9 @@ def test_a_frame_shows_cards_curves_and_what_is_left(lab: Lab) -> None:
         "not running, 71 °C, 65 W, 3.0 GiB, slowed: heat, shared with 1 other process",
         "busy        ▁█",
         "100 %",
-        "1 running, 0 waiting",
+        "1 running, 1 waiting",
+        f"in line 1: run {waiting} (train, seed 1), ",
+        "registered by a test",
         "started",
     ):
         assert words in text, f"{words!r} is missing in\n{text}"
