@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from db.lab import Lab
-from db.weights import as_size
+from db.weights import SPARE_BYTES, as_size
 from moe.accounting import disk_bytes
 from moe.config import Config
 
@@ -22,11 +22,11 @@ def disk_problem(lab: Lab, config: Config) -> str | None:
 
 def disk_note(lab: Lab, config: Config) -> str | None:
     """What is worth saying when there is too little room now; the run then waits for it."""
-    need, free = disk_bytes(config), shutil.disk_usage(lab.runs_folder).free
+    need, free = disk_bytes(config) + SPARE_BYTES, shutil.disk_usage(lab.runs_folder).free
     if need <= free:
         return None
 
     return (
-        f"disk: {as_size(free)} free of the {as_size(need)} that a run writes at most; until there is more, nothing is "
-        "claimed (blueberry clean shows what can go)"
+        f"disk: {as_size(free)} free of the {as_size(need)} that a run needs; until there is more, nothing is claimed "
+        "(blueberry clean shows what may go)"
     )

@@ -16,6 +16,9 @@ from typing import Any
 from db.records import Attempt
 from db.store import Store
 
+SPARE_BYTES = 32 * 2**20
+"""Left free for the database, metrics and logs while a run trains: its largest WAL is 4 MB, its curve a few."""
+
 WEIGHTS = "checkpoint.pt"
 """In a run directory, the trained weights."""
 

@@ -23,6 +23,7 @@ from db.queue import get_run, live_attempts
 from db.records import ENDED_RUN, Attempt, Run, Runner
 from db.store import Store
 from db.weights import (
+    SPARE_BYTES,
     WEIGHTS,
     as_size,
     attempts_of,
@@ -44,9 +45,8 @@ _LOG = logging.getLogger(__name__)
 
 _TORN = ".*.tmp"  # moe/rundir.py writes under such a name, and renames
 _AT_ONCE = 500
-
-SPARE_BYTES = 32 * 2**20
-"""Left free for the database, metrics and logs while a run trains: its largest WAL is 4 MB, its curve a few."""
+_WORTH_SAYING = 0.1
+"""Part by which what is missing must change to be told anew: others write to the disk all the time."""
 
 
 def settle_files(store: Store, runs_folder: Path, run_id: int) -> None:
@@ -101,6 +101,7 @@ class Room:
         self.runner = runner
         self.notices = notices
         self._said: str | None = None
+        self._missing = 0
 
     def tidy(self) -> None:
         """Notes what ended attempts hold, and drops what the configuration does not keep."""
@@ -114,7 +115,12 @@ class Room:
         if missing > 0 and drop_unwanted(self.store, self.lab.runs_folder, at_least=missing):
             missing, said = self._look()
 
-        self._say(said if missing > 0 else None)
+        if missing <= 0:
+            self._say(None)
+        elif self._said is None or abs(missing - self._missing) > _WORTH_SAYING * self._missing:
+            self._say(said)
+            self._missing = missing
+
         return missing <= 0
 
     def _look(self) -> tuple[int, str]:
@@ -129,20 +135,23 @@ class Room:
             others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - self._held(attempt))
 
         need = max(0, bytes_of(run) - sum(map(self._held, attempts_of(self.store, run.id)))) + others
-        what = f"run {run.id} ({run.kind}) writes up to {as_size(bytes_of(run))}"
+        what = f"run {run.id} ({run.kind}) writes " + (
+            f"up to {as_size(most)}" if (most := bytes_of(run)) else "little"
+        )
         if others:
             what += f", and what trains now {as_size(others)} more"
 
-        most = self.lab.settings.runner.max_disk_gib
-        if most is not None:
-            cap, unmeasured = int(most * 2**30), unmeasured_attempts(self.store, limit=_AT_ONCE)
+        gib = self.lab.settings.runner.max_disk_gib
+        if gib is not None:
+            cap, unmeasured = int(gib * 2**30), unmeasured_attempts(self.store, limit=_AT_ONCE)
             held = held_bytes(self.store) + sum(map(self._held, [*live, *unmeasured]))
             if held + need > cap:
-                said = f"disk: runs/ holds {as_size(held)} of max_disk_gib = {most:g}, and {what}"
+                said = f"disk: runs/ holds {as_size(held)} of max_disk_gib = {gib:g}, and {what}"
                 return held + need - cap, f"{said}; run blueberry clean, or raise max_disk_gib under [runner]"
 
         free = shutil.disk_usage(self.lab.runs_folder).free
-        said = f"disk: {as_size(free)} free of the {as_size(need + SPARE_BYTES)} needed, since {what}"
+        said = f"disk: {as_size(free)} free of the {as_size(need + SPARE_BYTES)} needed: {what}"
+        said += f", and {as_size(SPARE_BYTES)} are for the rest"
         return need + SPARE_BYTES - free, f"{said}; run blueberry clean, or free some space"
 
     def _held(self, attempt: Attempt) -> int:

@@ -15,8 +15,7 @@ from db.experiments import move_experiment
 from db.logs import RUN_LOG_BYTES
 from db.runners import list_runners
 from db.settings import load_settings
-from db.weights import drop_weights, has_weights, held_bytes, list_weights, measure
-from gpu_runner.disk import SPARE_BYTES
+from db.weights import SPARE_BYTES, drop_weights, has_weights, held_bytes, list_weights, measure
 from moe.accounting import disk_bytes
 from moe.presets import PRESETS
 
@@ -130,8 +129,8 @@ def test_nothing_is_claimed_until_there_is_room(bench: Bench, disk: Path) -> Non
     assert (bench.run(key).status, bench.attempts(key)) == ("queued", [])
     need = (disk_bytes(MICRO) + SPARE_BYTES) / 2**20
     assert message(bench) == (
-        f"training on the CPU; disk: 14.0 MiB free of the {need:.1f} MiB needed, since run {key} (train) writes up to "
-        f"{disk_bytes(MICRO) / 2**20:.1f} MiB; run blueberry clean, or free some space"
+        f"training on the CPU; disk: 14.0 MiB free of the {need:.1f} MiB needed: run {key} (train) writes up to "
+        f"{disk_bytes(MICRO) / 2**20:.1f} MiB, and 32.0 MiB are for the rest; run blueberry clean, or free some space"
     )
     filler.unlink()
     daemon.step(now())  # not asked again at every step
