@@ -10,6 +10,7 @@ import platform
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,9 @@ SHARE = 2
 somebody else needs (this lab's own processes, the other half of a hyperthreaded core) costs more than it brings: micro
 on 2 cores trained 30 thousand tokens/s with 1 thread; with 2, 39 thousand alone and 9 thousand beside a busy process
 (benchmarks/threads.py)."""
+
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of the control group that a container sees as its own: version 2, version 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +148,20 @@ def _cpu(torch: str, threads: int, reason: str) -> Card:
         name=_cpu_name(),
         key="cpu",
         torch=_public(torch),
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=host_memory(),
         threads=threads,
         message=f"{reason}: training on the CPU, {threads} thread{'s' if threads > 1 else ''}",
     )
+
+
+def host_memory(limits: tuple[Path, ...] = _MEMORY_LIMITS) -> int:
+    """Bytes of the machine's memory, or of the container's share in it."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in limits:
+        with suppress(OSError, ValueError):  # "max" is no limit
+            sizes.append(int(path.read_text(encoding="ascii")))
+
+    return min(sizes)
 
 
 def _cpu_name() -> str:

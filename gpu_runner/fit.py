@@ -87,15 +87,15 @@ def note_completed(store: Store, runner: Runner, attempt: Attempt) -> None:
         note_fit(store, runner.hardware_class, memory_class(config, precision), size)
 
 
-def host_memory_in_use() -> int:
-    """Bytes of the machine's memory that a new process could not have; 0 where Linux does not say."""
+def host_memory_in_use(memory_bytes: int) -> int:
+    """How much of so many bytes the machine could not give to a new process; 0 where Linux does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
 
-    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    return 1024 * (kilobytes.get("MemTotal", 0) - kilobytes.get("MemAvailable", 0))
+    available = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), memory_bytes)
+    return max(0, memory_bytes - available)
 
 
 def _read(run: Run, runner: Runner) -> tuple[Config, Precision]:

@@ -73,7 +73,7 @@ class Gate:
     def in_use_bytes(self) -> int:
         """Of the card's memory, or the machine's, while none of our runs is there."""
         if self._runner.device == "cpu":
-            return host_memory_in_use()
+            return host_memory_in_use(self._runner.memory_bytes)
 
         look = self._sampler.last
         return 0 if look is None or look.memory_bytes is None else look.memory_bytes

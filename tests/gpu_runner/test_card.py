@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gpu_runner.card import host_memory
 from tests.gpu_runner.conftest import fake_card
 
 if TYPE_CHECKING:
@@ -205,6 +206,15 @@ def test_daemon_samples_its_card_and_trains_on_when_it_is_lost(bench: Bench, lib
     bench.until_status(key, "completed")
     bench.assert_ended_once(key)
     assert json.loads((bench.directory(key) / "config.json").read_text())["device"] == "cuda"
+
+
+def test_memory_of_a_container_is_its_share(tmp_path: Path) -> None:
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    unlimited, limited = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    unlimited.write_text("max\n")
+    assert host_memory((unlimited, tmp_path / "missing")) == machine
+    limited.write_text(f"{2**28}\n")
+    assert host_memory((unlimited, limited)) == 2**28
 
 
 def test_registering_imports_no_torch(bench: Bench) -> None:
