@@ -48,11 +48,13 @@ def noise_of(pairs: Sequence[ScoredPair], *, apart_from: int | None = None) -> N
 
 
 def effects_of(pairs: Sequence[ScoredPair]) -> dict[int, list[float]]:
-    """The differences of each experiment's screening, before anything was selected: how large effects are here."""
+    """The differences of each experiment, screening and confirmation together: how large effects are here.
+
+    Together they need no correction for which experiments were picked for confirmation (docs/evidence.md).
+    """
     effects: dict[int, list[float]] = defaultdict(list)
     for pair in pairs:
-        if pair.stage == "screen":
-            effects[pair.experiment_id].append(pair.treatment - pair.baseline)
+        effects[pair.experiment_id].append(pair.treatment - pair.baseline)
 
     return effects
 

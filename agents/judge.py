@@ -232,8 +232,8 @@ class _Judgement:
         return bounded(known, worst=size if _lower_is_better(self.experiment, metric) else -size)
 
     def _expected(self, weighed: Weighed) -> float | None:
-        """The true effect to expect: the observed one, drawn toward what effects have been in this class."""
-        if self.noise is None or self.noise.sd <= 0.0:
+        """The true effect to expect: the one of all pairs so far, drawn toward what effects have been in this class."""
+        if self.lost or self.noise is None or self.noise.sd <= 0.0:
             return weighed.effect
 
         found = scored_pairs(
@@ -242,12 +242,9 @@ class _Judgement:
             self.experiment.metric,
             same_checkpoint=trains_nothing(self.experiment),
         )
-        others = [
-            (fmean(differences), len(differences))
-            for key, differences in effects_of(found).items()
-            if key != self.experiment.id
-        ]
-        return shrunk(weighed.effect, len(self.scored), self.noise, others)
+        effects = {key: (fmean(values), len(values)) for key, values in effects_of(found).items()}
+        effect, n = effects.pop(self.experiment.id, (weighed.effect, len(self.scored)))
+        return shrunk(effect, n, self.noise, list(effects.values()))
 
     def _write(
         self,

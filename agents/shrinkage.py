@@ -17,7 +17,7 @@ from agents.noise import Noise
 EDGES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 11.0, 16.0, 23.0, 32.0)
 """Of the histogram's bins on either side of zero, in deviations of a pair."""
 
-PRIOR_EXPERIMENTS = 4.0
+PRIOR_EXPERIMENTS = 2.0
 """How many experiments the imagined distribution counts as: half do nothing, half act with a scale of PRIOR_SIZES."""
 
 PRIOR_SIZES = (0.5, 1.5, 4.0)

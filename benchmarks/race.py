@@ -4,9 +4,9 @@
 
 LABS (200) labs try 100 ideas each, 20 of which lower the metric, with the noise of benchmarks/verdicts.py. Everyone
 knows the noise from the same 10 earlier pairs, and pays for every run: rivals share one baseline run a seed among
-all ideas; ours screens with one pair an idea, and then confirms with runs of its own on both sides. Each way is shown
-at its nominal level, and at the one at which 5 % of its claims are false in fact, which only somebody who knows the
-truth can choose.
+all ideas; ours screens so too, on one seed or (as agents/judge.py does) two, and then confirms with fresh runs on both
+sides, up to 24 pairs. Each way is shown at its nominal level, and at the one at which 5 % of its claims are false in
+fact, which only somebody who knows the truth can choose.
 
 Then the trap: three baseline runs shared among 60 ideas that do nothing; and what several procedures make of the same
 e-values.
@@ -24,6 +24,7 @@ from scipy.special import stdtr
 
 from agents.discoveries import ALPHA
 from agents.evidence import SPREADS
+from agents.prospects import pairs_needed
 from benchmarks.verdicts import (
     HYPOTHESES,
     KNOWN_PAIRS,
@@ -42,8 +43,7 @@ from benchmarks.verdicts import (
     residuals,
 )
 
-LABS, SEEDS, MAX_PAIRS, PROMISING = 200, 5, 24, 1.5
-"""PROMISING: how many deviations of a pair the one screening pair must be better by."""
+LABS, SEEDS, MAX_PAIRS = 200, 5, 24
 
 EFFECTS: dict[str, tuple[float, ...]] = {
     "0.5": (0.5,),
@@ -120,12 +120,16 @@ def permutation_test(labs: Labs) -> Floats:
 
 
 class Confirmation:
-    """Ours: what looks promising on one shared seed is registered, and confirmed on fresh pairs by e-values."""
+    """Ours: what looks promising on shared baselines is registered, and confirmed on fresh pairs by e-values.
 
-    def __init__(self, labs: Labs, spreads: Spreads) -> None:
-        screened = (labs.treatment - labs.baseline)[..., 0] / labs.sd[..., 0]
-        promising = screened < -PROMISING
-        self.labs = labs
+    Promising is what is better by so many standard errors on its first seeds, and so much better in all that a gain of
+    that size can be confirmed within MAX_PAIRS.
+    """
+
+    def __init__(self, labs: Labs, spreads: Spreads, seeds: int, errors: float) -> None:
+        screened = (labs.treatment - labs.baseline)[..., :seeds].mean(axis=-1) / labs.sd[..., 0]
+        promising = (screened < -errors / np.sqrt(seeds)) & (screened < -_least_effect())
+        self.labs, self.seeds = labs, seeds
         self.order = np.argsort(~promising, axis=1, kind="stable")
         self.registered = np.take_along_axis(promising, self.order, 1)
         most = int(self.registered.sum(axis=1).max())
@@ -141,7 +145,7 @@ class Confirmation:
         claimed = np.zeros(self.labs.real.shape, dtype=bool)
         np.put_along_axis(claimed, self.order, found, 1)
         pairs = (stopped * self.registered).sum(axis=1).mean()
-        return outcome(self.labs, claimed, 1.0 + HYPOTHESES + 2.0 * float(pairs))
+        return outcome(self.labs, claimed, self.seeds * (1.0 + HYPOTHESES) + 2.0 * float(pairs))
 
 
 def main(count: int) -> None:
@@ -173,15 +177,21 @@ def _ways(labs: Labs) -> dict[str, tuple[float, Callable[[float], Outcome]]]:
     def kept(alpha: float) -> Outcome:
         return outcome(labs, one <= alpha, HYPOTHESES + 1.0)
 
-    ours, trusting = Confirmation(labs, SPREADS), Confirmation(labs, ((1.0, 1.0),))
     return {
         "keep if better, 1 seed": (0.5, kept),
         "3 seeds, t-test, BH": (ALPHA, by_hochberg(three, 3)),
         "5 seeds, t-test, BH": (ALPHA, by_hochberg(five, 5)),
         "5 seeds, permutation, BH": (ALPHA, by_hochberg(permuted, 5)),
-        "screen, confirm by e-values": (ALPHA, ours.at),
-        "the same, trusting that all scatter alike": (ALPHA, trusting.at),
+        "screen on 2 seeds, confirm by e-values": (ALPHA, Confirmation(labs, SPREADS, 2, 1.0).at),
+        "screen on 1 seed, confirm by e-values": (ALPHA, Confirmation(labs, SPREADS, 1, 1.5).at),
+        "the same, trusting that all scatter alike": (ALPHA, Confirmation(labs, ((1.0, 1.0),), 1, 1.5).at),
     }
+
+
+def _least_effect() -> float:
+    """The smallest gain that the judge thinks can be confirmed as the tenth hypothesis of a campaign."""
+    sizes = (float(size) for size in np.arange(0.2, 6.0, 0.05))
+    return next(size for size in sizes if pairs_needed(size, hypotheses=10, df=KNOWN_PAIRS - 1.0) <= MAX_PAIRS)
 
 
 def _at_five_percent(at: Callable[[float], Outcome]) -> Outcome | None:
