@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.lab_size import build
 from db.clock import now
+from db.events import add_event
 from db.lab import Lab
 from db.queue import Point, claim_run, ingest
 from db.runners import get_runner
@@ -36,6 +37,16 @@ def claim(store: Store) -> Callable[[], int]:
     """Claims one run; how many there were."""
     runner = get_runner(store, 1)
     return lambda: int(claim_run(store, runner, now(), lease_seconds=LEASE) is not None)
+
+
+def journal(store: Store) -> Callable[[], int]:
+    """Adds one line to the journal: about the least that a commit can be, so what the disk allows."""
+
+    def add() -> int:
+        add_event(store, "measured", "a line")
+        return 1
+
+    return add
 
 
 def ingest_points(count: int) -> Callable[[Store], Callable[[], int]]:
@@ -62,6 +73,7 @@ def ingest_points(count: int) -> Callable[[Store], Callable[[], int]]:
 
 
 WORK: dict[str, Callable[[Store], Callable[[], int]]] = {
+    "lines of the journal": journal,
     "claims": claim,
     "metric rows, one a commit": ingest_points(1),
     "metric rows, 100 a commit": ingest_points(100),
