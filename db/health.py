@@ -183,7 +183,12 @@ def _check_runners(folder: Path, store: Store) -> Iterator[Check]:
         heard = f"last heard of at {runner.heartbeat_at}"
         name = f"runner {runner.id}"
         if is_locked(lock_file(folder, f"runner-{runner.device_key}")):
-            yield Check(name=name, level="ok", says=f"alive (pid {runner.pid}), {heard}")
+            says = f"alive (pid {runner.pid}), {heard}"
+            if runner.mode == "open":
+                yield Check(name=name, level="ok", says=says)
+            else:
+                says += f"; it is {runner.mode}, so it claims nothing"
+                yield Check(name=name, level="warning", says=says, fix="blueberry runner resume")
         elif runner.status == "running":
             fix = "start it anew, and it takes over what was training: blueberry run"
             says = f"written down as running (pid {runner.pid}), but it is dead, {heard}"

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         return 0
 
     while True:
-        request, descriptors, _, _ = socket.recv_fds(daemon, len(READY), 1)
+        request, descriptors = _hear(daemon, len(READY), 1)
         if not request or code_hash() != code:
             return 0
 
@@ -60,7 +60,7 @@ def _serve(link: socket.socket, daemon: socket.socket) -> int:
     if not _say(link, str(os.getpid()).encode()):
         return 0
 
-    path, descriptors, _, _ = socket.recv_fds(link, _LONGEST_PATH, 3)
+    path, descriptors = _hear(link, _LONGEST_PATH, 3)
     link.close()
     if not path:
         return 0
@@ -79,6 +79,15 @@ def _serve(link: socket.socket, daemon: socket.socket) -> int:
     os.set_inheritable(own, False)
     Shim(directory, locks, own_lock=own).run()
     return 0
+
+
+def _hear(source: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """A message with its descriptors; an empty one when nobody is there any more."""
+    try:
+        message, descriptors, _, _ = socket.recv_fds(source, size, most)
+        return message, descriptors
+    except ConnectionResetError:  # whoever was there was killed before it had heard us
+        return b"", []
 
 
 def _say(to: socket.socket, message: bytes) -> bool:

@@ -15,7 +15,7 @@ from db.events import add_event
 from db.health import Check, check_lab, check_sqlite
 from db.processes import FileLock
 from db.queue import claim_run
-from db.runners import start_runner
+from db.runners import set_mode, start_runner
 from db.store import Store
 from db.tasks import add_task, start_task
 from tests.db.test_store import mounted_tmpfs
@@ -162,6 +162,11 @@ def test_what_killed_processes_left_behind(filled: Filled) -> None:
         assert two.acquire()
         assert three.acquire()
         assert amiss(lab.folder) == {}
+        set_mode(store, runner.id, "paused")
+        [paused] = amiss(lab.folder).values()
+        assert paused.says.endswith("it is paused, so it claims nothing")
+        assert paused.fix == "blueberry runner resume"
+        set_mode(store, runner.id, "open")
         two.release()
         assert amiss(lab.folder) == {}  # the runner that lives is about to settle it
         store.execute("UPDATE attempts SET lease_until = 0")
