@@ -32,13 +32,14 @@ ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent / "standin"
 LEAN = Path(__file__).parent / "lean"
 WAIT_SECONDS = 60.0
+LEASE_SECONDS = 1.0
 
-SETTINGS = """
+SETTINGS = f"""
 [runner]
 device = "cpu"
 threads = 1
 poll_seconds = 0.02
-lease_seconds = 1.0
+lease_seconds = {LEASE_SECONDS}
 """
 
 CARD = Card(

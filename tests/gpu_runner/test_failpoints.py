@@ -1,4 +1,5 @@
 """A process is killed once at each step of the protocol that has a name, and the lab is as if nothing had happened.
+By hand also: it is stopped there until its lease is over and another daemon had time to take over, and wakes.
 
 All deaths befall one lab, one after the other, so that a daemon is started only where one died. The steps are found in
 the source: one that no scenario here reaches is a failure, as is a scenario of a step that is gone.
@@ -11,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +25,8 @@ from db.failpoints import VARIABLE
 from db.lab import Lab
 from db.store import Store
 from moe.presets import PRESETS
-from tests.gpu_runner.conftest import LEAN, ROOT, WAIT_SECONDS, Bench
-from tests.gpu_runner.soundness import find_faults
+from tests.gpu_runner.conftest import LEAN, LEASE_SECONDS, ROOT, WAIT_SECONDS, Bench
+from tests.gpu_runner.soundness import find_faults, lab_processes
 
 PACKAGES = ("server", "agents", "gpu_runner", "db")
 
@@ -75,7 +77,9 @@ class Doomed:
         faults: list[str] = []
 
         def is_sound() -> bool:
-            faults[:] = find_faults(self.bench.lab, daemons=[self.keep_a_daemon().pid])
+            self.keep_a_daemon()
+            living = [daemon.pid for daemon in self.bench.daemons if daemon.poll() is None]
+            faults[:] = find_faults(self.bench.lab, daemons=living)
             return not faults
 
         with suppress(AssertionError):  # what is wrong is told below
@@ -210,15 +214,8 @@ SCENARIOS: dict[Callable[[Doomed, str], None], list[str]] = {
         *("start.made", "start.locked", "write.synced", "write.renamed", "ingest.commit", "ingest.committed"),
         *("start.confirmed", "start.given", "start.noted", "warm.forked", "blank.started", "blank.given"),
         *("shim.started", "shim.named", "shim.step_started", "shim.step_ended", "shim.synced", "shim.ended"),
-        *(
-            "settle.read",
-            "finish.commit",
-            "finish.committed",
-            "settle.released",
-            "checkpoint.dropped",
-            "settle.tidied",
-            "mind.woken",
-        ),
+        *("settle.read", "finish.commit", "finish.committed", "settle.released"),
+        *("checkpoint.dropped", "settle.tidied", "mind.woken"),
     ],
     do_a_cold_run: ["start.spawned"],
     warm_up: ["warm.ready"],
@@ -231,6 +228,8 @@ SCENARIOS: dict[Callable[[Doomed, str], None], list[str]] = {
     back_up: ["backup.copied", "backup.named"],
 }
 
+DRIVES = "SELECT count(*) FROM runners WHERE pid = ? AND status = 'running'"
+
 DEATHS = [(scenario, step) for scenario, steps in SCENARIOS.items() for step in steps]
 
 
@@ -238,6 +237,29 @@ DEATHS = [(scenario, step) for scenario, steps in SCENARIOS.items() for step in 
 def test_a_process_dies_at(doomed: Doomed, scenario: Callable[[Doomed, str], None], step: str) -> None:
     scenario(doomed, step)
     doomed.drain()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", SCENARIOS[do_a_run])
+def test_a_process_sleeps_past_its_lease_at(doomed: Doomed, step: str) -> None:
+    doomed.keep_a_daemon()
+    doomed.arm(step, "STOP")
+    key = doomed.bench.enqueue(config={"act": "train", "save": 3})
+    doomed.bench.until(doomed.has_fired, f"{step} reached")
+    other = doomed.bench.start(key="another card")
+    if not step.endswith(".commit"):  # there the sleeper holds the database's lock, and the other waits
+        doomed.bench.until(lambda: doomed.bench.store.value(DRIVES, (other.pid,)), "another daemon")
+
+    awake_at = time.monotonic() + 3 * LEASE_SECONDS
+    doomed.bench.until(
+        lambda: doomed.bench.run(key).status == "completed" or time.monotonic() > awake_at, "time to take over"
+    )
+    for pid in lab_processes(doomed.bench.lab.folder):
+        os.kill(pid, signal.SIGCONT)
+
+    doomed.drain()
+    other.kill()
+    other.wait()
 
 
 def test_every_step_with_a_name_was_visited() -> None:
