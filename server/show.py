@@ -49,9 +49,12 @@ _PLAIN_WIDTH = 160
 
 
 def make_console() -> Console:
-    """A console on stdout; wide where it is not a terminal, so that lines stay whole."""
+    """A console on stdout; wide where it is not a terminal, so that lines stay whole.
+
+    Without rich's markup: what people, models and errors write may hold brackets, as in [runner].
+    """
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    return Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(width=width, highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
 def render(view: BaseModel) -> RenderableType:
@@ -285,7 +288,7 @@ def _overview(view: OverviewView) -> list[RenderableType]:
         Text(f"experiments: {counts(view.experiments)}"),
         Text(f"runs: {counts(view.runs)}{left}"),
         Text(f"verdicts: {counts(view.verdicts)}"),
-        Text(f"today: {view.gpu_hours_today:.2f} GPU-hours, energy {energy(view.kwh_today)}, ${view.usd_today:.2f}"),
+        Text(f"today: {view.gpu_hours_today:.3g} GPU-hours, energy {energy(view.kwh_today)}, ${view.usd_today:.2f}"),
         runner_table(view.runners),
     ]
     if view.budget:

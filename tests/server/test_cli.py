@@ -232,3 +232,15 @@ def verdict_of(experiment_id: int) -> dict[str, Any]:
         "noise": 0.004,
         "cost_seconds": 80.0,
     }
+
+
+def test_a_days_budget_and_energy_are_said_in_words(lab: Lab) -> None:
+    path = lab.folder / "blueberry.toml"
+    path.write_text(f"{path.read_text() if path.exists() else ''}\n[runner]\ngpu_hours_per_day = 0\n")
+    reason = "the day's 0 GPU-hours are used; goes on at 00:00 UTC, or raise gpu_hours_per_day under [runner]"
+    said = do(lab, "status").stdout
+    assert f"\n{reason}\n" in said
+    assert "today: 0 GPU-hours, energy not measured, $0.00" in said
+    assert f"\n{reason}\n" in do(lab, "runner", "stop").stdout
+    seen = answer(lab, "status")["overview"]
+    assert (seen["budget"], seen["gpu_hours_today"], seen["kwh_today"], seen["kwh"]) == (reason, 0.0, None, None)
