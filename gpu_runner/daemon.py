@@ -151,7 +151,7 @@ class Daemon:
 
     def _claim(self, now: Instant) -> None:
         self._claimable = False
-        if not self.room.is_there() or next_run(self.store, self.card.hardware_class) is None:
+        if next_run(self.store, self.card.hardware_class) is None:
             return
 
         if not self.launcher.is_settled(now, quiet=self._mode != "open" or self.attempts.are_timed()):
@@ -159,7 +159,7 @@ class Daemon:
             return
 
         with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:
-            if not slot.acquire():
+            if not slot.acquire() or not self.room.is_there():
                 return
 
             self._claimable = True  # looks again at the next step, also where the gate is closed

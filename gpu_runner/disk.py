@@ -106,6 +106,9 @@ class Room:
     def tidy(self) -> None:
         """Notes what ended attempts hold, and drops what the configuration does not keep."""
         settle_unmeasured(self.store, self.lab.runs_folder)
+        if next_run(self.store, self.runner.hardware_class) is None:
+            self._say(None)  # nothing waits for room any more
+
         if self.lab.settings.runner.keep == "needed":
             drop_unwanted(self.store, self.lab.runs_folder)
 
@@ -132,7 +135,8 @@ class Room:
         others, run = 0, get_run(self.store, run_id)
         live = live_attempts(self.store)
         for attempt in live:
-            others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - self._held(attempt))
+            if is_locked(self.lab.runs_folder / attempt.directory / "lock"):  # one that has just ended writes no more
+                others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - self._held(attempt))
 
         need = max(0, bytes_of(run) - sum(map(self._held, attempts_of(self.store, run.id)))) + others
         what = f"run {run.id} ({run.kind}) writes " + (

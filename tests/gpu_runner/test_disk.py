@@ -13,6 +13,7 @@ import pytest
 from db.clock import now
 from db.experiments import move_experiment
 from db.logs import RUN_LOG_BYTES
+from db.queue import cancel_experiment_runs
 from db.runners import list_runners
 from db.settings import load_settings
 from db.weights import SPARE_BYTES, drop_weights, has_weights, held_bytes, list_weights, measure
@@ -132,11 +133,14 @@ def test_nothing_is_claimed_until_there_is_room(bench: Bench, disk: Path) -> Non
         f"training on the CPU; disk: 14.0 MiB free of the {need:.1f} MiB needed: run {key} (train) writes up to "
         f"{disk_bytes(MICRO) / 2**20:.1f} MiB, and 32.0 MiB are for the rest; run blueberry clean, or free some space"
     )
+    assert cancel_experiment_runs(bench.store, bench.experiment_id) == 1
+    daemon.room.tidy()
+    assert message(bench) == "training on the CPU"  # nothing waits for room any more
+
+    key = bench.enqueue(config=MICRO.model_dump())
+    bench.step_until(daemon, lambda: "disk: 14.0 MiB free" in message(bench), "it waits again")
     filler.unlink()
-    daemon.step(now())  # not asked again at every step
-    assert daemon.room.is_there()
-    bench.daemon().step(now())
-    assert bench.statuses(key) == ["live"]
+    bench.step_until(daemon, lambda: bench.attempts(key), "a claim")
     assert message(bench) == "training on the CPU"
 
 
