@@ -318,9 +318,10 @@ def count_queued(store: Store, hardware_class: str | None = None) -> int:
 
 
 def _end_attempt(store: Store, attempt: Attempt, status: str, error: str | None, exit_code: int | None) -> None:
+    # Nothing ends before it began, also where the clock was set back meanwhile: durations are shown and added up.
     changed = store.execute(
         """
-        UPDATE attempts SET status = ?, error = ?, exit_code = ?, ended_at = ?
+        UPDATE attempts SET status = ?, error = ?, exit_code = ?, ended_at = max(started_at, ?)
         WHERE id = ? AND token = ? AND status = 'live'
         """,
         (status, error, exit_code, utc_now(), attempt.id, attempt.token),

@@ -14,7 +14,7 @@ from db.clock import Instant
 from db.errors import FencedError, NotFoundError
 from db.experiments import experiments_to_judge, get_experiment, mark_judged, move_experiment
 from db.lab import Lab
-from db.queries import completed_directory, curve, metric_names, running_runs
+from db.queries import completed_directory, curve, experiment_seconds, metric_names, running_runs
 from db.queue import (
     Outcome,
     Point,
@@ -243,6 +243,16 @@ def test_failures_and_losses_are_counted_apart(filled: Filled) -> None:
     statuses = [row["status"] for row in filled.store.rows("SELECT status FROM attempts ORDER BY id")]
     assert statuses == ["lost", "cancelled", "failed", "lost", "failed"]
     assert live_attempts(filled.store) == []
+
+
+def test_clock_that_is_set_back_makes_no_duration_negative(filled: Filled) -> None:
+    experiment = filled.experiment()
+    filled.run(experiment)
+    attempt = claim(filled)
+    filled.store.execute("UPDATE attempts SET started_at = '2999-01-01T00:00:00.000Z'")
+    finish(filled, attempt)
+    assert get_attempt(filled.store, attempt.id).ended_at == "2999-01-01T00:00:00.000Z"
+    assert experiment_seconds(filled.store, experiment.id) == 0.0
 
 
 def test_lost_too_often_is_failed(filled: Filled) -> None:
