@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from agents.domains import load_domains
 from agents.duplicates import find_duplicate
 from agents.hands import target_runner
+from agents.pairs import at_equal_flops
 from agents.preflight import Base, preflight
 from agents.proposals import Proposal
 from agents.treatments import changes_of, describe
@@ -14,7 +15,7 @@ from db.errors import RefusedError
 from db.experiments import add_experiment
 from db.lab import Lab
 from db.records import Experiment, Proposer, Value
-from moe.config import KNOBS, ConfigError, apply_treatment
+from moe.config import KNOBS, Config, ConfigError, apply_treatment
 from moe.metrics import METRICS, Metric
 from moe.post.stages import needs_post
 
@@ -26,6 +27,10 @@ GUARD_MARGIN = 0.02
 
 POST_METRIC = "weight_bytes"
 """The primary metric where a treatment changes what is done to trained weights, unless another is asked for."""
+
+
+SAME_FLOPS = 0.02
+"""Costs that differ by less are the same."""
 
 
 class NotAdmittedError(RefusedError):
@@ -73,6 +78,7 @@ def admit(
             "guard_metric": METRIC if guarded else None,
             "guard_margin": GUARD_MARGIN if guarded else None,
             "proposer": proposer,
+            "equal_flops": proposal.equal_flops,
             "source": proposal.source,
             "parent_id": parent.id if parent else None,
             "revision": parent.revision + 1 if parent else 0,
@@ -116,6 +122,9 @@ def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] =
     except ConfigError as error:
         raise NotAdmittedError(str(error)) from None
 
+    if proposal.equal_flops and (problem := _same_flops(base.config, config)):
+        raise NotAdmittedError(problem)
+
     metric = metric_of(proposal).name
     if needs_post(metric, base.config, config) and not (base.config.causal and config.causal):
         raise NotAdmittedError(
@@ -129,7 +138,9 @@ def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] =
 
     treatment: dict[str, Value] = {name: getattr(config, name) for name in proposal.treatment}
     text = f"{proposal.title} {proposal.hypothesis}"
-    twin = find_duplicate(lab.store, base.config, treatment, text, metric=metric, ignore=ignore)
+    twin = find_duplicate(
+        lab.store, base.config, treatment, text, metric=metric, equal_flops=proposal.equal_flops, ignore=ignore
+    )
     if twin:
         raise NotAdmittedError(
             f"asked before: experiment {twin.experiment_id} ({twin.title}) tests "
@@ -139,3 +150,15 @@ def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] =
         )
 
     return treatment
+
+
+def _same_flops(baseline: Config, treatment: Config) -> str | None:
+    try:
+        fewer = at_equal_flops(baseline, treatment).budget_tokens or 0
+    except ConfigError as error:
+        return str(error)
+
+    if abs(fewer / (baseline.budget_tokens or 1) - 1.0) <= SAME_FLOPS:
+        return "equal_flops changes nothing here: the treatment costs the baseline's FLOPs a token; leave it out"
+
+    return None

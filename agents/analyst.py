@@ -16,7 +16,7 @@ from moe.config import KNOBS
 class Move:
     """One knob, moved one way, on one preset, judged by one metric.
 
-    direction is raised, lowered, or "set to VALUE" for a category.
+    direction is raised, lowered, or "set to VALUE" for a category, with "at equal FLOPs" where that was compared.
     """
 
     knob: str
@@ -36,6 +36,9 @@ def move_of(experiment: Experiment) -> Move | None:
         direction = "raised" if float(value) > float(before) else "lowered"
     else:
         direction = f"set to {value}"
+
+    if experiment.equal_flops:
+        direction += " at equal FLOPs"
 
     return Move(knob=knob, direction=direction, preset=experiment.preset, metric=experiment.metric)
 

@@ -55,10 +55,12 @@ def neighbours(
     text: str,
     *,
     metric: str | None = None,
+    equal_flops: bool | None = None,
     ignore: Collection[int] = (),
     limit: int = 5,
 ) -> list[Neighbour]:
-    """The past experiments on this baseline nearest to an idea, nearest first; with a `metric`, those judged by it.
+    """The past experiments on this baseline nearest to an idea, nearest first; with a `metric`, those judged by it, and
+    with `equal_flops` those that compare so, or not.
 
     Superseded, failed and cancelled ones have answered nothing and are left out.
     """
@@ -68,6 +70,7 @@ def neighbours(
         for item in found.values()
         if item.id not in ignore
         and metric in (None, item.metric)
+        and equal_flops in (None, item.equal_flops)
         and item.status not in _UNANSWERED
         and is_same_baseline(base, item.baseline)
     ]
@@ -76,10 +79,17 @@ def neighbours(
 
 
 def find_duplicate(
-    store: Store, base: Config, treatment: Mapping[str, Value], text: str, *, metric: str, ignore: Collection[int] = ()
+    store: Store,
+    base: Config,
+    treatment: Mapping[str, Value],
+    text: str,
+    *,
+    metric: str,
+    equal_flops: bool = False,
+    ignore: Collection[int] = (),
 ) -> Neighbour | None:
     """The past experiment on this baseline that asks the same question, to be judged by the same metric."""
-    nearest = neighbours(store, base, treatment, text, metric=metric, ignore=ignore, limit=1)
+    nearest = neighbours(store, base, treatment, text, metric=metric, equal_flops=equal_flops, ignore=ignore, limit=1)
     return nearest[0] if nearest and nearest[0].is_duplicate else None
 
 

@@ -64,6 +64,7 @@ def _effects(lab: Lab, base: Base) -> list[tuple[dict[str, Value], float]]:
         if verdict.effect is not None
         and verdict.verdict != "invalid"
         and verdict.metric == METRIC
+        and not experiment.equal_flops
         and len(experiment.treatment) <= 2
         and is_same_baseline(base.config, experiment.baseline)
     ]

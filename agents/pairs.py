@@ -16,22 +16,37 @@ from db.queue import Queued, add_run
 from db.records import Arm, Experiment, RunKind, Stage
 from db.runners import list_runners
 from db.weights import free_identity, has_run
+from moe.accounting import account
 from moe.config import Config, ConfigError, after_training, apply, apply_treatment, scientific
 from moe.fingerprint import code_hash, fingerprint
 from moe.post.stages import as_trained, needs_post
 
 
 def configs_of(experiment: Experiment) -> tuple[Config, Config]:
-    """The whole configs of both sides: baseline, treatment.
+    """The whole configs of both sides as they are trained: baseline, treatment.
 
     Raises:
         RefusedError: the stored config is no longer valid with this version of moe/.
     """
     try:
         baseline = Config.model_validate(experiment.baseline)
-        return baseline, apply_treatment(baseline, experiment.treatment)
+        treatment = apply_treatment(baseline, experiment.treatment)
+        return baseline, at_equal_flops(baseline, treatment) if experiment.equal_flops else treatment
     except (ConfigError, ValueError) as error:
         raise RefusedError(f"experiment {experiment.id} cannot be run: {error}") from None
+
+
+def at_equal_flops(baseline: Config, treatment: Config) -> Config:
+    """The treatment with as many tokens as cost what the baseline costs, to the last whole batch.
+
+    Raises:
+        ConfigError: the budget is in seconds, so that both sides get equal time already.
+    """
+    if baseline.budget_tokens is None:
+        raise ConfigError("equal_flops needs a budget in tokens; with budget_seconds both sides get equal time")
+
+    ratio = account(treatment).flops_per_token / account(baseline).flops_per_token
+    return apply(treatment, {"budget_tokens": round(baseline.budget_tokens / ratio)})
 
 
 def trains_nothing(experiment: Experiment) -> bool:
@@ -44,6 +59,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Sta
     """Queues the runs of both sides for every seed; a treatment's training waits for the experiment's probe."""
     store = lab.store
     baseline, treatment = configs_of(experiment)
+    probed = apply(treatment, {"budget_tokens": baseline.budget_tokens})  # equal FLOPs are no knob of the treatment
     hardware_class = experiment.hardware_class or ""
     runner = next((item for item in list_runners(store) if item.hardware_class == hardware_class), None)
     probe = add_run(
@@ -54,7 +70,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Sta
             "kind": "probe",
             "fingerprint": fingerprint(
                 "probe",
-                treatment,
+                probed,
                 hardware_class,
                 post=after_training(treatment),
                 baseline=scientific(baseline) | after_training(baseline),
@@ -62,7 +78,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Sta
             "seed": 0,
             "hardware_class": hardware_class,
             "code": code_hash(),
-            "config": treatment.model_dump(),
+            "config": probed.model_dump(),
             "baseline": baseline.model_dump(),
             "needs_run_id": None,
             "priority": experiment.priority,

@@ -47,6 +47,13 @@ class Proposal(BaseModel):
             "val_bpb guards all of them",
         ),
     ] = None
+    equal_flops: Annotated[
+        bool,
+        Field(
+            description="compare at equal training FLOPs, not at equal tokens: a treatment that costs more a token is "
+            "trained on fewer tokens. For gains that may only be bought with compute"
+        ),
+    ] = False
     source: Annotated[str | None, Field(max_length=500, description="paper or document that the idea is from")] = None
 
 

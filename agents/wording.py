@@ -62,8 +62,12 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         "equivalent": f"{change} changes nothing that matters: {facts}, within one noise floor ({floor})",
         "no evidence yet": f"{change}: {found.screening or found.word}, {facts}",
     }[found.word]
-    if abs(found.flops_ratio - 1.0) > 0.02:
+    if experiment.equal_flops:
+        text += f", at equal FLOPs: {1.0 / found.flops_ratio:.2f} times the tokens"
+    elif abs(found.flops_ratio - 1.0) > 0.02:
         text += f", at {found.flops_ratio:.2f} times the FLOPs a token"
+        if found.word == "improved" and found.flops_ratio > 1.0:
+            text += " (whether compute alone brought it: ask again with equal_flops)"
 
     if found.guard is not None:
         text += f"; {_guard_fact(experiment, found, *found.guard)}"

@@ -70,6 +70,12 @@ def m007_hypotheses(db: Database) -> None:
     _run(db, hypotheses.HYPOTHESES)
 
 
+@MIGRATIONS()
+def m008_equal_flops(db: Database) -> None:
+    """Whether the treatment gets as many tokens as cost the baseline's FLOPs, instead of as many tokens."""
+    _run(db, "ALTER TABLE experiments ADD COLUMN equal_flops INTEGER NOT NULL DEFAULT 0")
+
+
 _DISK = """
 ALTER TABLE attempts ADD COLUMN bytes INTEGER;
 

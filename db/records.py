@@ -95,6 +95,7 @@ class Experiment(Record):
     priority: int
     seeds: int
     confirm: Literal["promising", "always"]
+    equal_flops: bool
     hardware_class: str | None
     created_at: str
     updated_at: str

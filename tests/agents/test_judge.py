@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 
 from agents import mind
+from agents.admission import NotAdmittedError, admit
 from agents.planner import enqueue
+from agents.preflight import Base
+from agents.proposals import Proposal
 from db.comparisons import pairs
 from db.experiments import get_experiment
 from db.hypotheses import list_hypotheses
 from db.lab import Lab
 from db.records import Experiment, Runner
 from db.store import to_column
-from moe.config import Config
+from moe.accounting import account
+from moe.config import Config, apply
+from moe.presets import PRESETS
 from tests.agents.test_research import Scorer, approved, lr_matters, luck, settled, verdict_of, work_off
 
 
@@ -120,6 +125,41 @@ def test_more_compute_is_named(lab: Lab, runner: Runner) -> None:
     verdict = settled(lab, runner, experiment, world)
     assert verdict.said == "improved"
     assert "times the FLOPs a token" in verdict.sentence
+
+
+def test_compute_can_be_taken_out_of_a_comparison(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"num_experts": 8, "top_k": 4}, equal_flops=True)
+    enqueue(lab, [experiment.id])
+    trained: dict[int, int | None] = {}
+
+    def world(config: Config, seed: int) -> float:
+        trained[config.top_k] = config.budget_tokens
+        return 3.0 - (0.1 if config.top_k == 4 else 0.0) + 0.003 * luck(seed, config.top_k)
+
+    verdict = settled(lab, runner, experiment, world)
+    assert verdict.said == "improved"
+    assert "at equal FLOPs: 0." in verdict.sentence
+    more, fewer = trained[2], trained[4]
+    assert more is not None
+    assert fewer is not None
+    cost = account(apply(PRESETS["nano"], {"num_experts": 8, "top_k": 4})).flops_per_token
+    assert verdict.treatment_flops == pytest.approx(verdict.baseline_flops, rel=0.05)
+    assert fewer * cost == pytest.approx(more * account(PRESETS["nano"]).flops_per_token, rel=0.05)
+
+
+def test_equal_flops_of_equal_costs_are_no_question_of_their_own(lab: Lab) -> None:
+    base = Base(preset="nano", config=PRESETS["nano"])
+    idea = Proposal(
+        title="Muon", hypothesis="it lowers val_bpb", domain="optimization", treatment={"lr": 0.02}, equal_flops=True
+    )
+    with pytest.raises(NotAdmittedError, match="equal_flops changes nothing here"):
+        admit(lab, base, idea, proposer="assistant")
+
+    wider = idea.model_copy(update={"treatment": {"top_k": 3}})
+    admit(lab, base, wider, proposer="assistant")
+    admit(lab, base, wider.model_copy(update={"equal_flops": False}), proposer="assistant")
+    with pytest.raises(NotAdmittedError, match="asked before"):
+        admit(lab, base, wider, proposer="assistant")
 
 
 def test_the_more_is_registered_the_more_a_claim_needs_and_each_claim_helps_the_next(lab: Lab, runner: Runner) -> None:

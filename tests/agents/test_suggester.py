@@ -79,6 +79,7 @@ def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
         "priority": 0,
         "seeds": 0,
         "confirm": "promising",
+        "equal_flops": False,
         "hardware_class": None,
     }
 
