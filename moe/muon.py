@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moe.adamw import Optimizer
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: steep at zero, and after five steps singular values lie between 0.68 and 1.21."""
 
@@ -27,7 +29,7 @@ BATCH = 2**23
 """Elements orthogonalized at once. A bound on memory (about 4 times as many numbers), far above what speed needs."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Parameters [..., O, I] are stacks of matrices; each is a matrix of its own.
 
     A group may have `rows`: the heights of several matrices that its parameters hold one below the other, such as

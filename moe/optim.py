@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe.adamw import AdamW
 from moe.config import Config
 from moe.experts import Experts
 from moe.layers import Attention, Dense
@@ -48,7 +49,7 @@ def build_optimizers(model: MoE, config: Config) -> list[torch.optim.Optimizer]:
         )
         optimizers.append(muon)
 
-    adamw = torch.optim.AdamW(
+    adamw = AdamW(
         [
             {"params": parameters, "weight_decay": decay, "lr_scale": scale}
             for (decay, scale), parameters in groups.items()
