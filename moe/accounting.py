@@ -141,12 +141,39 @@ def disk_bytes(config: Config) -> int:
     return 3 * checkpoint_bytes(config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """Equal matrices that Muon orthogonalizes: how many of the whole model, their shorter side and their longer one."""
+
+    count: int
+    short: int
+    long: int
+
+
+def muon_matrices(config: Config) -> tuple[Matrices, ...]:
+    """What Muon takes: attention, experts and dense layers, each projection by itself."""
+    d, layers, mixtures = config.d_model, config.n_layers, sum(config.moe_layers)
+    projections = 3 if config.expert_kind in GATED else 2
+    shapes = [
+        (2 * layers, d, d),  # queries and the output
+        (2 * layers, d // config.n_heads * config.kv_heads, d),  # keys and values
+        (projections * mixtures * config.num_experts, config.d_expert, d),
+        (projections * mixtures, config.num_shared_experts * config.d_expert, d),
+        (projections * (layers - mixtures), config.dense_width, d),
+    ]
+    return tuple(
+        Matrices(count=count, short=min(sides), long=max(sides)) for count, *sides in shapes if count and min(sides)
+    )
+
+
 def muon_parameters(config: Config) -> int:
-    """Of the matrices that Muon takes: attention, experts and dense layers."""
-    mixtures = sum(config.moe_layers)
-    experts = mixtures * (config.num_experts + config.num_shared_experts) * expert_parameters(config)
-    dense = (config.n_layers - mixtures) * _feed_forward(config, config.dense_width)
-    return config.n_layers * attention_parameters(config) + experts + dense
+    """Of the matrices that Muon takes."""
+    return sum(matrices.count * matrices.short * matrices.long for matrices in muon_matrices(config))
+
+
+def muon_flops(matrices: Matrices, steps: int) -> int:
+    """Of one optimizer step: three products in each step of the Newton-Schulz iteration (moe/muon.py)."""
+    return steps * matrices.count * (4 * matrices.short**2 * matrices.long + 2 * matrices.short**3)
 
 
 def fit_micro_batch(

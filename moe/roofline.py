@@ -9,7 +9,7 @@ was fitted to a thousand measurements on a T4 of another, dense model, which `py
 and prints with its errors; what our model asks for was counted by `python -m benchmarks.kernels`. No mixture of experts
 has been timed on a T4 yet.
 
-Left out: uneven load of the experts, the host waiting once a layer for their loads, Muon's iterations, data loading.
+Left out: uneven load of the experts, the host waiting once a layer for their loads, data loading.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moe.accounting import account, activation_bytes
+from moe.accounting import account, activation_bytes, muon_flops, muon_matrices
 from moe.config import Config
 from moe.precision import BYTES, Precision, precision_on
 
@@ -49,7 +49,7 @@ class Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one optimizer step asks of card and host; all but the last two fields are those of one micro-batch.
+    """What one optimizer step asks of card and host; all but the last three fields are those of one micro-batch.
 
     `bytes_moved` is what everything but matrix products reads and writes; `launches` counts kernels.
     """
@@ -60,6 +60,7 @@ class Work:
     launches: float
     micro_batches: int
     optimizer_bytes: float
+    optimizer: tuple[Products, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,7 @@ def work_of(config: Config, precision: Precision) -> Work:
         + again * (config.n_layers * LAYER_LAUNCHES[precision] + experts * EXPERT_LAUNCHES[precision]),
         micro_batches=config.batch_size // config.micro_batch_size,
         optimizer_bytes=OPTIMIZER_BYTES[precision] * cost.parameters,
+        optimizer=_orthogonalization(config) if config.optimizer == "muon" else (),
     )
 
 
@@ -172,6 +174,7 @@ def predict(work: Work, tokens: float, precision: Precision, card: CardModel) ->
     launching = work.micro_batches * work.launches * card.launch_seconds
     waiting = max(0.0, launching - body - head - elementwise)
     optimizer = work.optimizer_bytes / card.bytes_per_second
+    optimizer += sum(_seconds(products, "fp32", card) for products in work.optimizer)  # fp16 is too narrow for Muon
     step = body + head + elementwise + waiting + optimizer + card.step_seconds
     return Speed(
         tokens_per_second=tokens / step,
@@ -183,6 +186,21 @@ def predict(work: Work, tokens: float, precision: Precision, card: CardModel) ->
         waiting=waiting,
         optimizer=optimizer,
         fixed=card.step_seconds,
+    )
+
+
+def _orthogonalization(config: Config) -> tuple[Products, ...]:
+    # The three products of each step read or write the matrix five times and squares of its shorter side six times.
+    return tuple(
+        Products(
+            flops=muon_flops(matrices, config.muon_steps),
+            bytes_moved=4.0
+            * config.muon_steps
+            * matrices.count
+            * (5 * matrices.short * matrices.long + 6 * matrices.short**2),
+            width=matrices.short,
+        )
+        for matrices in muon_matrices(config)
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from moe.accounting import muon_parameters
+from moe.accounting import muon_flops, muon_matrices, muon_parameters
 from moe.config import Config, apply
 from moe.data import prepare
 from moe.model import MoE
@@ -94,6 +95,10 @@ def test_muon_learns_with_one_moment_where_accounting_says_so(data_dir: Path) ->
     moments = [_numbers(optimizer) for optimizer in trainer.optimizers]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     assert moments == [muon_parameters(MUON), 2 * (parameters - muon_parameters(MUON))]
+    with FlopCounterMode(display=False) as counter:
+        trainer.optimizers[0].step()
+
+    assert counter.get_total_flops() == sum(muon_flops(each, MUON.muon_steps) for each in muon_matrices(MUON))
 
 
 def test_muon_iterates_in_bf16_where_the_model_computes_in_it() -> None:

@@ -9,7 +9,7 @@ import statistics
 import pytest
 
 from benchmarks.t4_speed import DATA, FITTED, energy_errors, fit, held_out, predicted_memory, read, relative_errors
-from moe.accounting import account
+from moe.accounting import account, muon_flops, muon_matrices
 from moe.config import Config, apply
 from moe.precision import Precision
 from moe.presets import PRESETS
@@ -37,6 +37,14 @@ def test_a_card_without_limits_but_its_products_needs_what_they_need(config: Con
     ideal = speed(config, IDEAL)
     assert ideal.tokens_per_second == pytest.approx(rate / account(config).flops_per_token)
     assert ideal.waiting == ideal.elementwise == ideal.optimizer == ideal.fixed == 0.0
+
+
+def test_muon_takes_the_time_of_its_products_in_fp32() -> None:
+    config = apply(PRESETS["t4"], {"optimizer": "muon"})
+    flops = sum(muon_flops(matrices, config.muon_steps) for matrices in muon_matrices(config))
+    assert flops == pytest.approx(530e9, rel=0.02)  # benchmarks/README.md
+    assert speed(config, IDEAL).optimizer == pytest.approx(flops / 1e12)
+    assert speed(config).step > 1.1 * speed(PRESETS["t4"]).step
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
