@@ -23,8 +23,9 @@ from moe.space.experts import GATED
 LOGITS_CHUNK = 2**25
 """Logits held at once, in elements: moe/model.py computes the loss in chunks of this many (128 MiB in fp32)."""
 
-CONTEXT_BYTES = {"fp32": 350 * 2**20, "bf16": 350 * 2**20, "fp16": 700 * 2**20}
-"""Memory before the first tensor: resident torch on a CPU (measured, 2.13); fp16: a CUDA context on a T4."""
+CONTEXT_BYTES = {"fp32": 170 * 2**20, "bf16": 170 * 2**20, "fp16": 700 * 2**20}
+"""Memory before the first tensor: torch on a CPU, 157 to 185 MiB without the pages of files, which processes share
+(measured, 2.13); fp16: a CUDA context on a T4."""
 
 
 @dataclass(frozen=True, kw_only=True)
