@@ -138,10 +138,9 @@ class Room:
             if is_locked(self.lab.runs_folder / attempt.directory / "lock"):  # one that has just ended writes no more
                 others += max(0, bytes_of(get_run(self.store, attempt.run_id)) - self._held(attempt))
 
-        need = max(0, bytes_of(run) - sum(map(self._held, attempts_of(self.store, run.id)))) + others
-        what = f"run {run.id} ({run.kind}) writes " + (
-            f"up to {as_size(most)}" if (most := bytes_of(run)) else "little"
-        )
+        most = bytes_of(run)  # of which what an earlier attempt left is there already
+        need = max(0, most - sum(map(self._held, attempts_of(self.store, run.id)))) + others
+        what = f"run {run.id} ({run.kind}) writes {f'up to {as_size(most)}' if most else 'little'}"
         if others:
             what += f", and what trains now {as_size(others)} more"
 
