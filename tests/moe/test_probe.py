@@ -43,6 +43,7 @@ TREATMENTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"normalize_gates": False}, {"router_score": "sigmoid", "noisy_top_k": True, "capacity_factor": 1.0}),
     ({}, {"router_init_scale": 0.1, "router_lr_scale": 0.1, "balance_bias_rate": 0.01, "ema_decay": 0.9}),
     ({}, {"routing": "hash"}),
+    ({}, {"replicate": 1}),
     ({}, {"lr": 1e-3, "min_lr_ratio": 0.0, "warmup_fraction": 0.2, "weight_decay": 0.0, "grad_clip": 0.5}),
     ({"schedule": "wsd"}, {"decay_fraction": 0.5, "batch_doublings": 1, "length_doublings": 1}),
     ({}, {"schedule": "linear", "beta1": 0.8, "beta2": 0.99}),
