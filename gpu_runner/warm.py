@@ -38,6 +38,10 @@ def main(arguments: list[str]) -> int:
     gc.freeze()  # what all forks share is not looked through, and thereby copied, in each of them
     reap_forks()
     failpoint("warm.ready")
+    if _has_cuda():
+        sys.stderr.write("importing the trainer has initialized CUDA, which does not survive a fork\n")
+        return 1
+
     if code_hash() != code or not _say(daemon, READY):
         return 0
 
@@ -88,6 +92,12 @@ def _hear(source: socket.socket, size: int, most: int) -> tuple[bytes, list[int]
         return message, descriptors
     except ConnectionResetError:  # whoever was there was killed before it had heard us
         return b"", []
+
+
+def _has_cuda() -> bool:
+    """Whether this process holds the device that CUDA, unlike NVML, opens when it is initialized."""
+    open_files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return "/dev/nvidia-uvm" in open_files
 
 
 def _say(to: socket.socket, message: bytes) -> bool:

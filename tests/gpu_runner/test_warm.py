@@ -19,6 +19,7 @@ from gpu_runner import launcher as launcher_module
 from gpu_runner.child import Child
 from gpu_runner.launcher import IDLE_SECONDS, Launcher
 from moe.config import apply
+from moe.data import prepare
 from moe.presets import PRESETS
 from tests.gpu_runner.conftest import ROOT, STANDIN
 
@@ -235,6 +236,7 @@ def test_warm_run_has_the_results_of_a_cold_one(bench: Bench) -> None:
     request = {"kind": "train", "config": short.model_dump(), "baseline": None, "seed": 5, "device": "cpu"}
     request |= {"threads": 2, "data_dir": str(bench.lab.data_folder), "split": "val", "resume": None}
     request |= {"checkpoint": None}
+    prepare(short, bench.lab.data_folder)  # or the first of them would have that in its peak memory
     cold = _do(bench, "1-1", request, launcher)
 
     def is_settled() -> bool:
@@ -248,7 +250,7 @@ def test_warm_run_has_the_results_of_a_cold_one(bench: Bench) -> None:
     for step in warm["points"].keys() & cold["points"].keys():  # there may be more of them on a slow machine
         assert warm["points"][step] == cold["points"][step]
 
-    assert warm["peak_memory_bytes"] == pytest.approx(cold["peak_memory_bytes"], rel=0.1)
+    assert warm["peak_memory_bytes"] == pytest.approx(cold["peak_memory_bytes"], rel=0.05)
 
 
 def test_fork_ends_as_a_program_would() -> None:
