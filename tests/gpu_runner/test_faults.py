@@ -187,7 +187,7 @@ def test_second_daemon_of_a_card_says_so_and_leaves(bench: Bench) -> None:
     first = bench.start()
     bench.until(lambda: bench.store.value("SELECT status FROM runners") == "running", "a first daemon")
     second = bench.start()
-    assert second.wait(10) == 0
+    assert second.wait(60) == 0
     assert f"a runner (pid {first.pid}) drives" in bench.lab.log("runner").read_text()
     assert first.poll() is None
 
@@ -225,7 +225,7 @@ def test_daemon_leaves_when_its_lab_is_gone(bench: Bench) -> None:
     for path in bench.lab.folder.glob("lab.db*"):
         path.unlink()
 
-    assert daemon.wait(10) == 1
+    assert daemon.wait(60) == 1
     assert "is gone" in bench.lab.log("runner").read_text()
 
 
@@ -240,7 +240,7 @@ def test_daemon_leaves_when_its_lab_is_gone(bench: Bench) -> None:
 def test_unusable_configuration_ends_the_daemon_with_its_reason(bench: Bench, settings: str, said: str) -> None:
     (bench.lab.folder / "blueberry.toml").write_text(settings)
     daemon = bench.start(variables={"CUDA_VISIBLE_DEVICES": ""})
-    assert daemon.wait(10) == 1
+    assert daemon.wait(60) == 1
     log = bench.lab.log("runner").read_text()
     assert said in log
     assert "Traceback" not in log

@@ -40,7 +40,7 @@ def test_restart_leaves_the_child_alone(bench: Bench) -> None:
     assert bench.statuses(key) == ["completed"]
     bench.until(lambda: not _zombies(daemon.pid), "the shim is reaped")
     daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(20) == 0
+    assert daemon.wait(60) == 0
 
 
 def test_configuration_is_read_anew_or_stays(bench: Bench) -> None:
@@ -151,7 +151,7 @@ def test_two_cards_train_side_by_side_under_one_daemon(bench: Bench, library: Pa
         bench.assert_ended_once(key)
 
     daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(20) == 0
+    assert daemon.wait(60) == 0
     assert {runner.status for runner in list_runners(bench.store)} == {"stopped"}
 
 
