@@ -74,7 +74,10 @@ def note_disturbance(store: Store, attempt_id: int, fault: str | None = None) ->
     with store.transaction():
         run_id = store.value("SELECT run_id FROM attempts WHERE id = ?", (attempt_id,))
         if fault is not None:
-            store.execute("UPDATE attempts SET card_fault = ? WHERE id = ?", (fault, attempt_id))
+            store.execute(
+                "UPDATE attempts SET card_fault = coalesce(card_fault || '; ', '') || ? WHERE id = ?",
+                (fault, attempt_id),
+            )
 
         rows = store.rows(
             """

@@ -217,13 +217,15 @@ class Attempts:
 
     def _settle(self, held: Held, now: Instant) -> None:
         """Writes how an attempt ended, whose processes are all dead."""
-        outcome = self.gate.weigh(now, held.attempt, read_outcome(held.child.directory, held.kind))
+        found = read_outcome(held.child.directory, held.kind)
+        if held.verdict is not None and not (isinstance(found, Outcome) and found.status != "failed"):
+            found = replace(held.verdict, log_tail=log_tail(held.child.directory / "log.txt"))
+
+        outcome = self.gate.weigh(now, held.attempt, found)
         failpoint("settle.read")
         has_result = isinstance(outcome, Outcome) and outcome.status != "failed"
         if not has_result and get_run(self.store, held.attempt.run_id).cancel_requested:
             outcome = Outcome(status="cancelled")
-        elif not has_result and held.verdict is not None:
-            outcome = replace(held.verdict, log_tail=log_tail(held.child.directory / "log.txt"))
 
         if isinstance(outcome, Outcome):
             run = finish_attempt(self.store, held.attempt, outcome, max_failures=self._settings.max_failures)

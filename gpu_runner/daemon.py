@@ -190,7 +190,7 @@ class Daemon:
             return
 
         try:
-            self._gate.started()
+            self._gate.starts(claim.attempt)
             child = start_child(self.lab, self.card, claim, slot, self.launcher, now, fit.micro_batch_size)
         except FencedError:
             return

@@ -6,6 +6,7 @@ What this does not do: look at the run that would be started (gpu_runner/fit.py)
 from __future__ import annotations
 
 from db.budget import reached
+from db.cards import note_disturbance
 from db.clock import Instant, utc_now
 from db.lab import Lab
 from db.queue import Outcome
@@ -25,6 +26,8 @@ WAIT_SECONDS = 600.0
 """After which a run that waited for memory is looked at again, since another may be first in the queue by then."""
 
 _SLACK_BYTES = 256 * 2**20
+
+_OTHERS_BYTES = 2**30  # a desktop on the card takes less
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 5.0, 600.0
 
 
@@ -82,9 +85,12 @@ class Gate:
         """What the card that is there makes of a claimed run."""
         return fit_run(self._store, self._runner, run, self._lab.settings.gpu_optimization, self.in_use_bytes())
 
-    def started(self) -> None:
-        """A run was started; its memory is what comes on top of what is in use now."""
+    def starts(self, attempt: Attempt) -> None:
+        """A run is about to be started; its memory is what comes on top of what is in use now."""
         self._empty_bytes = self.in_use_bytes()
+        if self._runner.device == "cuda" and self._empty_bytes > _OTHERS_BYTES:
+            said = f"others used {self._empty_bytes / 2**30:.1f} GiB of the card's memory when it started"
+            note_disturbance(self._store, attempt.id, said)
 
     def wait(self, now: Instant, fit: Fit) -> None:
         """Stays closed until so much memory is free that the run fits."""

@@ -114,7 +114,7 @@ def test_a_failure_of_the_card_is_none_of_the_run(
 
 def test_a_throttled_card_that_others_use_is_flagged_on_the_run(bench: Bench, card: FakeCard) -> None:
     first = bench.enqueue("wait")
-    card.start("milliwatts 60000, reasons 33, pid1 1")  # process 1 is there, and not the run's
+    card.start("milliwatts 60000, reasons 33, pid1 1, used 3000000000")  # process 1 is there, and not the run's
     bench.until_training(first)
     bench.until(lambda: (bench.run(first).disturbance or "").count("looks") == 2, "a flag")
     bench.go()
@@ -122,6 +122,7 @@ def test_a_throttled_card_that_others_use_is_flagged_on_the_run(bench: Bench, ca
     disturbance = bench.run(first).disturbance or ""
     assert disturbance.startswith("the card was throttled in ")
     assert "looks (thermal slowdown); another process computed on the card in " in disturbance
+    assert disturbance.endswith("; others used 2.8 GiB of the card's memory when it started")
     assert (run_kwh(bench.store, first) or 0.0) > 0.0
 
     card.set("milliwatts -1, millijoules -1, reasons 5")  # it rests, and is at its power cap, as a T4 always is
