@@ -90,8 +90,7 @@ def test_a_run_out_of_memory_goes_on_with_less_which_is_remembered(bench: Bench)
 
 def test_a_run_that_does_not_fit_in_the_smallest_pieces_fails_with_the_numbers(bench: Bench) -> None:
     bench.register()
-    key, next_key = bench.enqueue(**TRAIN), bench.enqueue(**TRAIN)
-    daemon = bench.daemon()
+    key, daemon = bench.enqueue(**TRAIN), bench.daemon()
     act(bench, "fit 1")
     finish(bench, daemon, key, "failed")
     assert [size for _, size in sizes(bench, key)] == [16, 8, 4, 2, None]
@@ -99,6 +98,7 @@ def test_a_run_that_does_not_fit_in_the_smallest_pieces_fails_with_the_numbers(b
         bench.run(key).error
     )
     assert "; 2 ran out of memory on this card" in str(bench.run(key).error)
+    next_key = bench.enqueue(**TRAIN)
     finish(bench, daemon, next_key, "failed")
     assert [size for _, size in sizes(bench, next_key)] == [None]  # it was known before anything was started
     [problem] = preflight(bench.lab, CONFIG, daemon.runner).problems
