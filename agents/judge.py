@@ -30,7 +30,7 @@ from agents.pairs import configs_of, trains_nothing
 from agents.prospects import is_futile
 from agents.shrinkage import shrunk
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
-from agents.wording import Found, screened, sentence_of
+from agents.wording import Found, screened, sentence_of, together
 from db.cards import experiment_kwh
 from db.comparisons import Pair, pairs, scored_pairs
 from db.experiments import add_verdict, get_experiment, latest_verdict, mark_judged, move_experiment
@@ -246,6 +246,13 @@ class _Judgement:
         effect, n = effects.pop(self.experiment.id, (weighed.effect, len(self.scored)))
         return shrunk(effect, n, self.noise, list(effects.values()))
 
+    def _beside(self, weighed: Weighed | None) -> str | None:
+        combined = self.experiment.combines_id
+        if combined is None or weighed is None or self.stage == "screen":
+            return None
+
+        return together(combined, latest_verdict(self.lab.store, combined), weighed.low, weighed.high)
+
     def _write(
         self,
         word: Word,
@@ -276,6 +283,7 @@ class _Judgement:
             deviation=self.noise.sd if self.noise else 0.0,
             flops_ratio=ours.flops_per_token / theirs.flops_per_token,
             causal=(baseline.causal, treatment.causal),
+            beside=self._beside(weighed),
         )
         previous = latest_verdict(store, experiment.id)
         verdict = add_verdict(

@@ -10,6 +10,7 @@ import logging
 
 from agents.analyst import learn
 from agents.answers import handle, has_due
+from agents.champion import crown
 from agents.coordinator import advance, due_cycles
 from agents.judge import judge_experiment
 from db.errors import LabError, LabUnusableError
@@ -56,6 +57,7 @@ def _step(lab: Lab) -> bool:
                 verdict = judge_experiment(lab, experiment)
                 if verdict is not None and verdict.final:
                     learn(lab)
+                    crown(lab)
         except LabUnusableError:
             raise
         except Exception as error:

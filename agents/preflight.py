@@ -9,6 +9,9 @@ import os
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.hands import target_runner
+from agents.lineage import best_from
+from db.champions import list_champions
 from db.errors import RefusedError
 from db.lab import Lab
 from db.micro_batches import KnownFit, known_fit
@@ -66,7 +69,8 @@ class Preflight(BaseModel):
 
 
 def base_of(lab: Lab) -> Base:
-    """The lab's preset with the fields of `baseline` in its configuration.
+    """What new experiments are compared with: the lab's preset with the fields of `baseline` in its configuration, or
+    the champion that confirmed gains have led to from there (baseline_from).
 
     Raises:
         RefusedError: those fields contradict the preset.
@@ -76,9 +80,19 @@ def base_of(lab: Lab) -> Base:
         name = "t4" if any(runner.device == "cuda" for runner in list_runners(lab.store)) else "micro"
 
     try:
-        return Base(preset=name, config=pin(apply(PRESETS[name], lab.settings.baseline), lab.data_folder))
+        config = pin(apply(PRESETS[name], lab.settings.baseline), lab.data_folder)
+        return Base(preset=name, config=_champion(lab, name, config) or config)
     except (ConfigError, CorpusError) as error:
         raise RefusedError(f"the baseline in blueberry.toml cannot be used with preset {name}: {error}") from None
+
+
+def _champion(lab: Lab, preset: str, config: Config) -> Config | None:
+    runner = target_runner(lab)
+    if runner is None or lab.settings.baseline_from == "preset":
+        return None
+
+    best = best_from(list_champions(lab.store, preset, runner.hardware_class), config)
+    return None if best is None else pin(Config.model_validate(best.config), lab.data_folder)
 
 
 def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:

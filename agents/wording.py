@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from db.records import Experiment, Screening, Stage, Word
+from db.records import Experiment, Screening, Stage, Verdict, Word
 
 _METHODS: dict[Stage, str] = {
     "screen": "Screening on pairs of equal seed that may share baselines, on the val split: it claims nothing, and its "
@@ -34,6 +34,7 @@ class Found:
     deviation: float
     flops_ratio: float
     causal: tuple[bool, bool]
+    beside: str | None = None
 
 
 def screened(stage: Stage) -> str:
@@ -72,6 +73,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
     if found.guard is not None:
         text += f"; {_guard_fact(experiment, found, *found.guard)}"
 
+    if found.beside:
+        text += f"; {found.beside}"
+
     if found.reason:
         text += f"; {found.reason}"
 
@@ -79,6 +83,16 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         text += f"; {label}"
 
     return text + "."
+
+
+def together(experiment_id: int, alone: Verdict | None, low: float, high: float) -> str | None:
+    """For a gain tried on top of another: whether it is the one that experiment `experiment_id` found alone."""
+    if alone is None or alone.low is None or alone.high is None or alone.effect is None:
+        return None
+
+    found = "the two interact" if low > alone.high or high < alone.low else "no sign of an interaction"
+    span = f"{alone.effect:+.3f} [{alone.low:+.3f}, {alone.high:+.3f}]"
+    return f"{found}, alone (experiment {experiment_id}) it was {span}"
 
 
 def _span(found: Found, effect: float, low: float, high: float) -> str:

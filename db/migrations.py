@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from db.failpoints import failpoint
-from db.schema import hypotheses, lab, queue_order, tallies
+from db.schema import champions, hypotheses, lab, queue_order, tallies
 
 MIGRATIONS = Migrations("blueberry")
 
@@ -74,6 +74,12 @@ def m007_hypotheses(db: Database) -> None:
 def m008_equal_flops(db: Database) -> None:
     """Whether the treatment gets as many tokens as cost the baseline's FLOPs, instead of as many tokens."""
     _run(db, "ALTER TABLE experiments ADD COLUMN equal_flops INTEGER NOT NULL DEFAULT 0")
+
+
+@MIGRATIONS()
+def m009_champions(db: Database) -> None:
+    """The lineage of confirmed gains, and the questions whether they add up."""
+    _run(db, champions.CHAMPIONS)
 
 
 _DISK = """

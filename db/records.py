@@ -96,6 +96,8 @@ class Experiment(Record):
     seeds: int
     confirm: Literal["promising", "always"]
     equal_flops: bool
+    on_champion_id: int | None
+    combines_id: int | None
     hardware_class: str | None
     created_at: str
     updated_at: str
@@ -283,6 +285,22 @@ class Hypothesis(Record):
     lab_claim: Claim | None
     registered_at: str
     updated_at: str
+
+
+class Champion(Record):
+    """A config that confirmed gains have led to; `gain` is what to expect of all of them together, in val_bpb.
+
+    `experiment_id` confirmed it against its parent; the root of a lineage, a baseline, has neither.
+    """
+
+    id: int
+    parent_id: int | None
+    experiment_id: int | None
+    preset: str
+    hardware_class: str
+    config: dict[str, Value]
+    gain: float
+    created_at: str
 
 
 class Insight(Record):

@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """Revisions of one idea before it is rejected."""
     preset: Literal["auto", "nano", "micro", "t4"] = "auto"
     """Baseline of new experiments; auto: t4 where a card is registered, otherwise micro."""
+    baseline_from: Literal["champion", "preset"] = "champion"
+    """What new suggestions are compared with: the config that confirmed gains have led to, or always the preset."""
     baseline: dict[str, bool | int | float | str] = {}
     """Fields of moe.config changed in every baseline of this lab, such as budget_tokens."""
     min_seeds: Annotated[int, Field(ge=2, le=20)] = 2

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from agents.lineage import path_of
 from db.budget import reached
 from db.cards import run_kwh
+from db.champions import list_champions
 from db.clock import utc_now
 from db.experiments import get_experiment, latest_review, latest_verdict, list_experiments, list_insights
 from db.lab import Lab
 from db.order import head_of_line, place_of
 from db.queries import curve, lineage, metric_names, overview, runs_of_experiment
 from db.queue import get_run
-from db.records import Cycle, Task, Value
+from db.records import Champion, Cycle, Task, Value
 from db.tasks import running_cycles
 from moe.config import KNOBS
 from server.views import (
+    ChampionView,
     ExperimentLine,
     PlaceLine,
     ReviewView,
@@ -23,6 +26,7 @@ from server.views import (
     RunnerLine,
     VerdictView,
     View,
+    champion_view,
     curve_points,
     cut,
     experiment_line,
@@ -58,6 +62,7 @@ class OverviewView(View):
     truncated: bool
     """whether there are more experiments than listed"""
     insights: list[str]
+    champion: ChampionView | None
     tasks_open: int
     """calls that agents are answering"""
     cycles_running: list[int]
@@ -165,6 +170,7 @@ def overview_view(lab: Lab, limit: int) -> OverviewView:
         newest=[experiment_line(lab, experiment) for experiment in newest[:limit]],
         truncated=len(newest) > limit,
         insights=[cut(insight.statement, 240) for insight in list_insights(lab.store, limit=8)],
+        champion=champion_view(_champion_path(lab)),
         tasks_open=seen.tasks_open,
         cycles_running=[cycle.id for cycle in running_cycles(lab.store)][:20],
         usd_today=round(seen.usd_today, 4),
@@ -173,6 +179,12 @@ def overview_view(lab: Lab, limit: int) -> OverviewView:
         kwh=rounded(seen.kwh),
         budget=reached(lab.store, lab.settings.runner, utc_now()),
     )
+
+
+def _champion_path(lab: Lab) -> list[Champion]:
+    known = list_champions(lab.store)
+    best = max((item for item in known if item.experiment_id), key=lambda item: (item.gain, -item.id), default=None)
+    return [] if best is None else path_of(known, best)
 
 
 def experiment_view(lab: Lab, experiment_id: int, limit: int) -> ExperimentView:

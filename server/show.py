@@ -298,6 +298,12 @@ def _overview(view: OverviewView) -> list[RenderableType]:
         parts.append(_run_table(view.running))
 
     parts += [place_text(place) for place in view.up_next]
+    if view.champion:
+        changes = ", ".join(f"{name}={value}" for name, value in view.champion.changes.items())
+        of = ", ".join(f"#{key}" for key in view.champion.experiment_ids)
+        gain = f"expected to save {view.champion.gain:.3f} val_bpb"
+        parts.append(Text(f"champion: {changes} ({gain} over preset {view.champion.preset}; confirmed by {of})"))
+
     parts.append(experiment_table(view.newest))
     parts += [Text(f"learnt: {insight}") for insight in view.insights]
     return parts

@@ -16,7 +16,7 @@ from db.experiments import latest_review, latest_verdict
 from db.lab import Lab
 from db.order import Place
 from db.queries import CurvePoint, RunProgress
-from db.records import Event, Experiment, Review, Run, Runner, Task, Value, Verdict
+from db.records import Champion, Event, Experiment, Review, Run, Runner, Task, Value, Verdict
 
 
 class View(BaseModel):
@@ -106,6 +106,19 @@ class ReviewView(View):
     efficiency: float
     success_probability: float | None
     feedback: str
+
+
+class ChampionView(View):
+    """The config that confirmed gains have led to, which new suggestions are compared with."""
+
+    id: int
+    preset: str
+    changes: dict[str, Value]
+    """what it changes over the root of its lineage, a baseline"""
+    gain: float
+    """val_bpb that all of it together is expected to save"""
+    experiment_ids: list[int]
+    """the experiments that confirmed it, one on top of the other"""
 
 
 class RunLine(View):
@@ -209,6 +222,21 @@ def suggested_line(lab: Lab, experiment: Experiment) -> SuggestedLine:
     """An experiment with its hypothesis."""
     line = experiment_line(lab, experiment).model_dump()
     return SuggestedLine.model_validate(line | {"hypothesis": cut(experiment.hypothesis, 600)})
+
+
+def champion_view(path: Sequence[Champion]) -> ChampionView | None:
+    """The last champion of a path from a root; None where there is none."""
+    if len(path) < 2:
+        return None
+
+    root, champion = path[0], path[-1]
+    return ChampionView(
+        id=champion.id,
+        preset=champion.preset,
+        changes={name: value for name, value in champion.config.items() if root.config.get(name) != value},
+        gain=round(champion.gain, 4),
+        experiment_ids=[item.experiment_id for item in path if item.experiment_id is not None],
+    )
 
 
 def verdict_view(verdict: Verdict) -> VerdictView:

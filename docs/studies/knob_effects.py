@@ -33,6 +33,7 @@ SETTINGS = """\
 preset = "micro"
 min_seeds = {seeds}
 max_seeds = {seeds}
+baseline_from = "preset"
 
 [baseline]
 budget_tokens = {tokens}

@@ -34,6 +34,7 @@ SETTINGS = """\
 preset = "micro"
 max_pairs = 8
 campaign = "ten interventions"
+baseline_from = "preset"
 
 [baseline]
 budget_tokens = 102400

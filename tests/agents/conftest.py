@@ -213,20 +213,30 @@ def conclude() -> Callable[..., None]:
 
 
 @pytest.fixture
-def runner(lab: Lab) -> Runner:
+def register() -> Callable[[Lab], Runner]:
+    """Makes a CPU known to a lab."""
+
+    def known(lab: Lab) -> Runner:
+        return register_runner(
+            lab.store,
+            {
+                "hostname": "here",
+                "device": "cpu",
+                "device_name": "a CPU",
+                "device_key": "cpu",
+                "precision": "fp32",
+                "torch": "2.13",
+                "hardware_class": "cpu a CPU fp32 torch 2.13",
+                "memory_bytes": 8 * 2**30,
+                "threads": 2,
+                "message": "training on the CPU",
+            },
+        )
+
+    return known
+
+
+@pytest.fixture
+def runner(lab: Lab, register: Callable[[Lab], Runner]) -> Runner:
     """A CPU that the lab knows."""
-    return register_runner(
-        lab.store,
-        {
-            "hostname": "here",
-            "device": "cpu",
-            "device_name": "a CPU",
-            "device_key": "cpu",
-            "precision": "fp32",
-            "torch": "2.13",
-            "hardware_class": "cpu a CPU fp32 torch 2.13",
-            "memory_bytes": 8 * 2**30,
-            "threads": 2,
-            "message": "training on the CPU",
-        },
-    )
+    return register(lab)

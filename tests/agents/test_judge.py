@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -186,11 +187,10 @@ def test_the_more_is_registered_the_more_a_claim_needs_and_each_claim_helps_the_
 
 @pytest.mark.parametrize(("campaign", "names"), [("night 7", ["night 7"]), ("cycle", ["lab"])])
 def test_a_campaign_has_the_name_that_the_configuration_gives_it(
-    configured: Any, campaign: str, names: list[str]
+    configured: Callable[[str], Lab], register: Callable[[Lab], Runner], campaign: str, names: list[str]
 ) -> None:
     lab = configured(f'campaign = "{campaign}"\n')
-    runner = _runner(lab)
-    promising(lab, runner)
+    promising(lab, register(lab))
     assert [item.campaign for item in list_hypotheses(lab.store)] == names
 
 
@@ -202,23 +202,3 @@ def promising(lab: Lab, runner: Runner) -> Experiment:
     mind.work(lab)
     assert verdict_of(lab, experiment).said == "promising"
     return experiment
-
-
-def _runner(lab: Lab) -> Runner:
-    from db.runners import register_runner
-
-    return register_runner(
-        lab.store,
-        {
-            "hostname": "here",
-            "device": "cpu",
-            "device_name": "a CPU",
-            "device_key": "cpu",
-            "precision": "fp32",
-            "torch": "2.13",
-            "hardware_class": "cpu a CPU fp32 torch 2.13",
-            "memory_bytes": 8 * 2**30,
-            "threads": 2,
-            "message": "training on the CPU",
-        },
-    )
