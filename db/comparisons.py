@@ -75,7 +75,7 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
     """All complete pairs in the experiment's class that were scored by `metric`, its own among them, oldest first.
 
     Pairs made of one checkpoint, which differ far less, and pairs of which each side was trained for itself are two
-    classes. Of a large class, the NEWEST experiments.
+    classes. Of a large class, the NEWEST experiments that have a verdict.
     """
     fields = " AND ".join(
         f"json_extract(baselines.config, '$.{name}') IS json_extract(:baseline, '$.{name}')" for name in CLASS_FIELDS
@@ -85,13 +85,16 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
         SELECT mine.experiment_id, treated.purpose AS stage, treated.seed,
                base.fingerprint AS baseline_fingerprint, treated.fingerprint AS treatment_fingerprint,
                json_extract(base.score, :path) AS baseline, json_extract(treated.score, :path) AS treatment
-        FROM (SELECT experiments.id FROM baselines JOIN experiments ON experiments.baseline_id = baselines.id
-              WHERE experiments.hardware_class = :class AND {fields}
-              ORDER BY experiments.id DESC LIMIT {NEWEST}) AS experiments
-        JOIN experiment_runs AS mine ON mine.experiment_id = experiments.id AND mine.arm = 'treatment'
-        JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
-        JOIN experiment_runs AS theirs ON theirs.experiment_id = experiments.id AND theirs.arm = 'baseline'
-        JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
+        FROM (SELECT * FROM (
+                  SELECT experiments.id FROM verdicts CROSS JOIN experiments ON experiments.id = verdicts.experiment_id
+                  CROSS JOIN baselines ON baselines.id = experiments.baseline_id
+                  WHERE verdicts.current = 1 AND experiments.hardware_class = :class AND {fields}
+                  ORDER BY verdicts.experiment_id DESC LIMIT {NEWEST})
+              UNION SELECT :id) AS class
+        CROSS JOIN experiment_runs AS mine ON mine.experiment_id = class.id AND mine.arm = 'treatment'
+        CROSS JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
+        CROSS JOIN experiment_runs AS theirs ON theirs.experiment_id = class.id AND theirs.arm = 'baseline'
+        CROSS JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
                          AND base.purpose = treated.purpose
         WHERE (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
         ORDER BY mine.experiment_id, treated.purpose DESC, treated.seed
@@ -100,6 +103,7 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
             "path": f"$.{metric}",
             "baseline": to_column(experiment.baseline),
             "class": experiment.hardware_class,
+            "id": experiment.id,
             "same": same_checkpoint,
         },
     )
