@@ -32,6 +32,7 @@ from gpu_runner.card import Card
 from gpu_runner.child import LOCK_SECONDS
 from gpu_runner.daemon import Daemon
 from gpu_runner.nvml import Nvml
+from moe.fingerprint import code_hash
 
 _LOG = logging.getLogger("gpu_runner")
 
@@ -66,13 +67,14 @@ class Seat:
         self.daemon = Daemon(self.lab, card, nvml, now())
         self.due = 0.0
         self._failures = 0
+        self._code = code_hash()  # of the moe/ that this process has imported
         _LOG.info("%s as %s", card.message, card.hardware_class)
 
     def step(self, at: Instant) -> None:
         """One step if it is due. A lab that is busy, full or read-only is tried again, as long as it takes.
 
         Raises:
-            NewerLabError: this program is too old for the lab.
+            NewerLabError: this program is too old for the lab, or for the code that the runs were queued for.
         """
         if at.seconds < self.due:
             return
@@ -85,7 +87,10 @@ class Seat:
         except (LabError, OSError) as error:
             self._failures += 1
             _LOG.warning("%s", error)
-        except Exception:
+        except Exception as error:
+            if code_hash() != self._code:
+                raise NewerLabError(f"moe/ was updated under this runner: {error}") from error
+
             if not self.daemon.attempts.held:
                 raise
 
