@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     directory = Path(arguments[0])
     config = json.loads((directory / "config.json").read_bytes())["config"]
+    time.sleep(20 * config.get("pause", 0.0))  # so that it can be killed
     (directory / "score.json").write_text(config.get("score", '{"val_bpb": 1.5}'))
     if film := config.get("film"):  # a file that takes all that is left of the disk
         with Path(film).open("wb", buffering=0) as file, suppress(OSError):
