@@ -126,6 +126,8 @@ def test_a_throttled_card_that_others_use_is_flagged_on_the_run(bench: Bench, ca
     assert (run_kwh(bench.store, first) or 0.0) > 0.0
 
     card.set("milliwatts -1, millijoules -1, reasons 5")  # it rests, and is at its power cap, as a T4 always is
+    seen = card.looks()
+    bench.until(lambda: card.looks() > seen + 1, "a look since then")
     second = bench.enqueue("wait")
     bench.until_status(second, "completed")
     assert bench.run(second).disturbance is None
