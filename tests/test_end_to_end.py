@@ -19,6 +19,7 @@ from db.experiments import latest_verdict, list_insights
 from db.lab import Lab
 from db.processes import is_process
 from db.runners import list_runners
+from tests.gpu_runner.soundness import lab_processes
 from tests.server.conftest import RawServer, connect
 
 _Found = TypeVar("_Found")
@@ -119,18 +120,9 @@ def assert_every_run_ended_once(lab: Lab) -> None:
 
 
 def process_of(lab: Lab, module: str) -> int | None:
-    """A process that runs `module` for this lab."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-
-            if module.encode() in words and any(str(lab.folder).encode() in word for word in words):
-                return int(entry.name)
-
-    return None
+    """A process that runs `module` for this lab, under a command line of its own or as a fork of that name."""
+    name = module[:15]  # Linux keeps no more of a fork's
+    return next((pid for pid, found in lab_processes(lab.folder).items() if found[:15] == name), None)
 
 
 def kill(pid: int) -> None:
