@@ -75,6 +75,24 @@ def _of_pair(experiment: Experiment, pair: Pair, stage: Stage) -> Iterator[str]:
     if pair.baseline and pair.treatment:
         yield from _between(pair.seed, pair.baseline, pair.treatment)
 
+    for side, run in disturbed(pair):
+        if _rests_on_time(experiment, run):
+            yield f"the {side} run with seed {pair.seed} was disturbed, and time is what is compared: {run.disturbance}"
+
+
+def disturbed(pair: Pair) -> list[tuple[str, Run]]:
+    """The sides of a pair whose card was throttled, shared or faulty while they were done."""
+    sides = (("baseline", pair.baseline), ("treatment", pair.treatment))
+    return [(side, run) for side, run in sides if run is not None and run.disturbance]
+
+
+def _rests_on_time(experiment: Experiment, run: Run) -> bool:
+    """Whether a slower card makes the score worse: a budget in seconds, or a speed as the result."""
+    if run.kind == "train":
+        return run.config.get("budget_seconds") is not None
+
+    return any((name or "").endswith("_per_second") for name in (experiment.metric, experiment.guard_metric))
+
 
 def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Stage) -> Iterator[str]:
     score = run.score or {}

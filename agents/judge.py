@@ -24,7 +24,7 @@ from agents.class_noise import effects_of, noise_here
 from agents.confirmation import add_confirming_pairs, needed, new_claims, noise_known, register
 from agents.effort import pairs_for
 from agents.evidence import bounded
-from agents.gates import pair_problem, probe_problem, seed_problem
+from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
 from agents.noise import Noise
 from agents.pairs import configs_of, trains_nothing
 from agents.prospects import is_futile
@@ -280,6 +280,7 @@ class _Judgement:
             guard=(guard.effect, guard.low, guard.high) if guard else None,
             pairs=len(self.found),
             lost=len(self.lost),
+            disturbed=sum(len(disturbed(pair)) for pair in self.found),
             deviation=self.noise.sd if self.noise else 0.0,
             flops_ratio=ours.flops_per_token / theirs.flops_per_token,
             causal=(baseline.causal, treatment.causal),

@@ -31,6 +31,7 @@ class Found:
     guard: tuple[float, float, float] | None
     pairs: int
     lost: int
+    disturbed: int
     deviation: float
     flops_ratio: float
     causal: tuple[bool, bool]
@@ -75,6 +76,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
 
     if found.beside:
         text += f"; {found.beside}"
+
+    if found.disturbed:
+        text += f"; the card was disturbed during {found.disturbed} of the runs, which costs time and not quality"
 
     if found.reason:
         text += f"; {found.reason}"

@@ -101,6 +101,39 @@ def test_two_kinds_of_hardware_never_meet_in_a_pair(lab: Lab, runner: Runner) ->
     assert "was trained on two kinds of hardware: another card" in (verdict_of(lab, experiment).reason or "")
 
 
+THROTTLED = "the card was throttled in 3 of 5 looks (power cap)"
+
+
+def disturb(lab: Lab, experiment: Experiment) -> None:
+    """The card is throttled while the first treatment trains."""
+    run = pairs(lab.store, experiment.id)[0].treatment
+    assert run is not None
+    lab.store.execute("UPDATE runs SET disturbance = ? WHERE id = ?", (THROTTLED, run.id))
+
+
+def test_a_disturbed_run_makes_equal_seconds_no_fair_comparison(lab: Lab, runner: Runner) -> None:
+    base = apply(PRESETS["nano"], {"budget_tokens": None, "budget_seconds": 60.0})
+    experiment = approved(lab, {"lr": 0.02}, baseline=base.model_dump())
+    enqueue(lab, [experiment.id])
+    disturb(lab, experiment)
+    verdict = settled(lab, runner, experiment, lr_matters)
+    assert (verdict.said, verdict.reason) == (
+        "invalid",
+        f"the treatment run with seed 1 was disturbed, and time is what is compared: {THROTTLED}",
+    )
+
+
+def test_a_disturbed_run_of_equal_tokens_is_named_and_counts(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    disturb(lab, experiment)
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    verdict = verdict_of(lab, experiment)
+    assert verdict.said == "promising"
+    assert "the card was disturbed during 1 of the runs" in verdict.sentence
+
+
 def test_a_pair_that_diverged_counts_at_the_worst(lab: Lab, runner: Runner) -> None:
     experiment = promising(lab, runner)
     (hypothesis,) = list_hypotheses(lab.store)
