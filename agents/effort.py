@@ -6,10 +6,13 @@ import math
 
 from agents.class_noise import noise_here
 from agents.noise import Noise
+from agents.pairs import configs_of
+from agents.preflight import preflight
 from agents.prospects import pairs_needed
 from db.hypotheses import list_hypotheses
 from db.lab import Lab
 from db.records import Experiment
+from db.runners import list_runners
 
 FLOORS = (4, 2, 1)
 """Sizes of gain that are quoted, in noise floors: standard deviations of one run over seeds."""
@@ -30,6 +33,13 @@ def what_it_takes(lab: Lab, experiment: Experiment, seconds: float | None) -> st
 
     floor = "not measured yet" if noise is None else f"{noise.sd / math.sqrt(2.0):.2g} {experiment.metric}"
     return f"a gain of {', of '.join(parts)}; the noise floor here is {floor}"
+
+
+def quote(lab: Lab, experiment: Experiment, count: int) -> str:
+    """What so many pairs take, such as "about 12 pairs, 40 min"."""
+    runner = next((item for item in list_runners(lab.store) if item.hardware_class == experiment.hardware_class), None)
+    seconds = preflight(lab, configs_of(experiment)[1], runner).seconds
+    return f"about {count} pairs" + ("" if seconds is None else f", {_minutes(2 * count * seconds)}")
 
 
 def pairs_for(lab: Lab, effect: float, noise: Noise | None) -> int:

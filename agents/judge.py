@@ -22,7 +22,7 @@ from statistics import fmean
 
 from agents.class_noise import effects_of, noise_here
 from agents.confirmation import add_confirming_pairs, needed, new_claims, noise_known, register
-from agents.effort import pairs_for
+from agents.effort import pairs_for, quote
 from agents.evidence import bounded
 from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
 from agents.noise import Noise
@@ -179,13 +179,11 @@ class _Judgement:
 
         most = self.lab.settings.max_pairs
         count = pairs_for(self.lab, gain / self.noise.sd, self.noise) if self.noise.sd > 0.0 else 2
+        quoted = f"to confirm a gain of this size takes {quote(self.lab, self.experiment, count)}"
         if count > most:
-            return (
-                "not promising",
-                f"to confirm a gain of this size takes about {count} pairs, more than {most} (max_pairs)",
-            )
+            return "not promising", f"{quoted}, more than {most} pairs (max_pairs)"
 
-        return "promising", None
+        return "promising", quoted
 
     def _after_screening(self, said: Screening, weighed: Weighed | None, reason: str | None) -> Verdict:
         goes_on = said == "promising" or self.experiment.confirm == "always"
