@@ -18,7 +18,8 @@ def _as_command(call: re.Match[str]) -> str:
 
     if verb != "status":
         named = numbers if "experiment" in arguments else []
-        return f"`{' '.join(['blueberry', verb, *named])}`"
+        flags = ["--confirm"] if "confirm" in arguments else []
+        return f"`{' '.join(['blueberry', verb, *flags, *named])}`"
 
     subject = re.search(r"(experiment|run|task|cycle)_id(?:=(\d+))?", arguments)
     if subject:
