@@ -212,8 +212,8 @@ _AFTER = {
     "superseded": "look at its successor, whose parent_id is {id}",
     "queued": "run() starts the runner; then status(experiment_id={id}, wait_seconds=20)",
     "running": "status(experiment_id={id}, wait_seconds=20)",
-    "concluded": "read the verdict; enqueue(experiment_ids=[{id}], confirm=True) has it confirmed on new pairs, or goes "
-    "on with more of them; or suggest what follows",
+    "concluded": "read the verdict; enqueue(experiment_ids=[{id}], confirm=True) has it confirmed on new pairs, or "
+    "goes on with more of them; or suggest what follows",
     "failed": "read reason and the failed run with status(run_id); then enqueue it again or suggest another",
     "cancelled": "enqueue(experiment_ids=[{id}]) takes it up again",
 }
