@@ -56,7 +56,7 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
     if found.lost:
         facts += f", {found.lost} of which diverged"
 
-    floor = f"±{found.deviation / math.sqrt(2.0):,.{_places(found)}f}"
+    floor = f"±{found.deviation / math.sqrt(2.0):,.{places(found.deviation, found.effect)}f}"
     text = {
         "improved": f"{change} improves {facts}",
         "improved but not causal": f"{change} improves {facts}",
@@ -100,20 +100,20 @@ def together(experiment_id: int, alone: Verdict | None, low: float, high: float)
 
 
 def _span(found: Found, effect: float, low: float, high: float) -> str:
-    places = _places(found, effect)
-    return f"{effect:+,.{places}f} [{_bound(low, places)}, {_bound(high, places)}]"
+    decimals = places(found.deviation, effect)
+    return f"{effect:+,.{decimals}f} [{_bound(low, decimals)}, {_bound(high, decimals)}]"
 
 
-def _bound(value: float, places: int) -> str:
-    return f"{value:+,.{places}f}" if math.isfinite(value) else "-∞" if value < 0 else "+∞"
+def _bound(value: float, decimals: int) -> str:
+    return f"{value:+,.{decimals}f}" if math.isfinite(value) else "-∞" if value < 0 else "+∞"
 
 
-def _places(found: Found, effect: float | None = None) -> int:
-    value = found.effect if effect is None else effect
+def places(deviation: float, value: float | None) -> int:
+    """Decimals worth writing of a value, given how much one pair's difference varies."""
     if value is not None and abs(value) >= 100.0:
         return 0
 
-    return max(2, min(5, 1 - math.floor(math.log10(max(found.deviation, 1e-9)))))
+    return max(2, min(5, 1 - math.floor(math.log10(max(deviation, 1e-9)))))
 
 
 def _guard_fact(experiment: Experiment, found: Found, effect: float, low: float, high: float) -> str:

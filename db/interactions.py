@@ -27,3 +27,9 @@ def usd_today(store: Store) -> float:
     """Dollars of this UTC day, calls without an answer at their worst case."""
     today = utc_now()[:10]
     return float(store.value("SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE created_at >= ?", (today,)))
+
+
+def experiment_usd(store: Store, experiment_id: int) -> float:
+    """What the model calls about an experiment cost."""
+    value = store.value("SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,))
+    return float(value)

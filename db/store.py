@@ -179,6 +179,17 @@ class Store:
             raise LabUnusableError(message) from error
 
 
+@contextmanager
+def snapshot(path: Path) -> Iterator[Store]:
+    """One state of the lab, to read from whatever is written meanwhile."""
+    store = Store(path, read_only=True)
+    try:
+        store.execute("BEGIN")
+        yield store
+    finally:
+        store.close()
+
+
 @functools.cache
 def _known_migrations() -> frozenset[str]:
     return frozenset(migration.name for migration in MIGRATIONS.pending(Database(memory=True)))

@@ -1,4 +1,4 @@
-"""The MCP server: six verbs as tools, each with typed, bounded arguments and a structured answer within 25 seconds.
+"""The MCP server: the verbs as tools, each with typed, bounded arguments and a structured answer within 25 seconds.
 
 This module alone knows the SDK. What the verbs do is in server/tools/, as plain functions that raise LabError; here
 they are run in threads, and what they raise is put into words for the model.
@@ -19,7 +19,8 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.context import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import ToolAnnotations
+from mcp.server.mcpserver.utilities.types import Image
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, ValidationError
 
 from db.errors import LabError
@@ -27,10 +28,12 @@ from db.lab import Lab
 from server.arguments import explain
 from server.tools.enqueue import enqueue
 from server.tools.improve import improve
+from server.tools.report import report
 from server.tools.review import review
 from server.tools.run import run
 from server.tools.status import status
 from server.tools.suggest import suggest
+from server.views import Illustrated
 
 CALL_SECONDS = 24.0
 """Clients cut calls at about 60 s, some sooner; no verb should come near this fence."""
@@ -49,6 +52,7 @@ The flow: suggest -> review -> (improve -> review) -> enqueue -> run -> status.
   since_event=event_id of its last answer to go on. Verdicts appear even if you leave.
 - An answer with `working` is not finished: it goes on in the background; status(task_id) shows it. Calls with an
   idempotency_key can be repeated safely: the same key is the same call.
+- `report` writes an experiment, or the whole lab, down for people, and shows its plots.
 - Experiments, runs, tasks and campaigns have integer ids of their own. Every answer ends with `next`.
 Report effects with their interval and number of seeds, and never claim more than the verdict says.
 """
@@ -58,6 +62,7 @@ _LOG = logging.getLogger("server")
 _ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
 _STEERS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 
 _OURS = frozenset({"lab", "patience"})
 """Parameters of the verbs that are no arguments of the tools."""
@@ -69,6 +74,7 @@ _TOOLS: list[tuple[str, Callable[..., BaseModel], ToolAnnotations]] = [
     ("Queue experiments", enqueue, _ADDS),
     ("Start or stop the runner", run, _STEERS),
     ("Look at the lab", status, _READS),
+    ("Write a report", report, _WRITES),
 ]
 
 
@@ -122,9 +128,10 @@ class StrictTool(Tool):
 
 
 def _tool(folder: Path, title: str, verb: Callable[..., BaseModel], annotations: ToolAnnotations) -> Tool:
-    async def call(**arguments: Any) -> BaseModel:
+    async def call(**arguments: Any) -> BaseModel | CallToolResult:
         # Abandoned on cancellation: each write of a verb is a transaction, so its thread may finish alone.
-        return await anyio.to_thread.run_sync(partial(_in_lab, folder, verb, arguments), abandon_on_cancel=True)
+        answer = await anyio.to_thread.run_sync(partial(_in_lab, folder, verb, arguments), abandon_on_cancel=True)
+        return _with_images(answer) if isinstance(answer, Illustrated) else answer
 
     signature = inspect.signature(verb, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name not in _OURS]
@@ -137,6 +144,16 @@ def _tool(folder: Path, title: str, verb: Callable[..., BaseModel], annotations:
     model.model_rebuild(force=True)
     tool.parameters = model.model_json_schema(by_alias=True)
     return tool
+
+
+def _with_images(answer: Illustrated) -> CallToolResult:
+    return CallToolResult(
+        content=[
+            TextContent(type="text", text=answer.model_dump_json(indent=2)),
+            *(Image(path=path).to_image_content() for path in answer.images),
+        ],
+        structured_content=answer.model_dump(mode="json"),
+    )
 
 
 def _in_lab(folder: Path, verb: Callable[..., BaseModel], arguments: dict[str, Any]) -> BaseModel:

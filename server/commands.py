@@ -7,7 +7,7 @@ import re
 
 def as_commands(text: str) -> str:
     """A sentence that names calls of tools, such as review(experiment_id=3), with commands in their place."""
-    return re.sub(r"\b(suggest|review|improve|enqueue|run|status)\(([^()]*)\)", _as_command, text)
+    return re.sub(r"\b(suggest|review|improve|enqueue|run|status|report)\(([^()]*)\)", _as_command, text)
 
 
 def _as_command(call: re.Match[str]) -> str:
@@ -17,7 +17,7 @@ def _as_command(call: re.Match[str]) -> str:
         return f"`blueberry cancel {' '.join(numbers)}`" if action[1] == "cancel" else f"`blueberry runner {action[1]}`"
 
     if verb != "status":
-        named = numbers if "experiment" in arguments else []
+        named = (numbers or ["ID"] * (verb == "report")) if "experiment" in arguments else []
         flags = ["--confirm"] if "confirm" in arguments else []
         return f"`{' '.join(['blueberry', verb, *flags, *named])}`"
 

@@ -25,6 +25,13 @@ class View(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
+class Illustrated(View):
+    """An answer with pictures, which a chat client gets as images beside it."""
+
+    images: list[str]
+    """PNG files of at most 200 kB, shown with this answer"""
+
+
 class ExperimentLine(View):
     """One experiment in a list."""
 

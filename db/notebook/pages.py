@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,13 @@ from markupsafe import Markup
 
 from db import comparisons, queries
 from db.cards import experiment_kwh, run_kwh
+from db.draw import Series, common_reach, draw_curves, draw_interval, widest
 from db.experiments import get_experiment, latest_verdict, list_insights
+from db.interactions import experiment_usd
 from db.notebook.canned import VERDICTS
-from db.notebook.draw import Series, draw_curves, draw_interval
 from db.queue import get_run
 from db.records import Attempt, Event, Experiment, ExperimentStatus, Insight, Review, Run, Value, Verdict
-from db.store import Store
+from db.store import Store, snapshot
 
 MOST_VERDICTS = 25
 CURVES = ("train_loss", "val_bpb")
@@ -109,9 +107,9 @@ class RunPage:
 
 def read_front(path: Path) -> Front:
     """The front page of the lab in this file."""
-    with _snapshot(path) as store:
+    with snapshot(path) as store:
         rows = store.rows(f"{VERDICTS} LIMIT ?", (MOST_VERDICTS,))
-        reach = _common_reach([(row["effect"], row["low"], row["high"]) for row in rows])
+        reach = common_reach([widest(row["effect"], row["low"], row["high"]) for row in rows])
         return Front(
             overview=queries.overview(store),
             known=[_known(row, reach) for row in rows],
@@ -123,7 +121,7 @@ def read_front(path: Path) -> Front:
 
 def read_experiment(path: Path, experiment_id: int) -> ExperimentPage:
     """The page of an experiment, which must exist."""
-    with _snapshot(path) as store:
+    with snapshot(path) as store:
         experiment = get_experiment(store, experiment_id)
         verdict = latest_verdict(store, experiment_id)
         return ExperimentPage(
@@ -156,17 +154,13 @@ def read_experiment(path: Path, experiment_id: int) -> ExperimentPage:
             ),
             cost_seconds=queries.experiment_seconds(store, experiment_id),
             cost_kwh=experiment_kwh(store, experiment_id),
-            cost_usd=float(
-                store.value(
-                    "SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,)
-                )
-            ),
+            cost_usd=experiment_usd(store, experiment_id),
         )
 
 
 def read_run(path: Path, run_id: int) -> RunPage:
     """The page of a run, which must exist."""
-    with _snapshot(path) as store:
+    with snapshot(path) as store:
         run = get_run(store, run_id)
         names = queries.metric_names(store, run_id)
         pictures = [
@@ -197,16 +191,6 @@ def read_run(path: Path, run_id: int) -> RunPage:
         )
 
 
-@contextmanager
-def _snapshot(path: Path) -> Iterator[Store]:
-    store = Store(path, read_only=True)
-    try:
-        store.execute("BEGIN")  # one state of the lab for the whole page, whatever is written meanwhile
-        yield store
-    finally:
-        store.close()
-
-
 def _known(row: dict[str, Any], reach: float) -> Known:
     picture = draw_interval(row["effect"], row["low"], row["high"], reach=reach, word=row["verdict"])
     names = Known.__dataclass_fields__.keys() - {"treatment", "picture"}
@@ -217,18 +201,8 @@ def _verdict_picture(verdict: Verdict | None) -> Markup | None:
     if verdict is None:
         return None
 
-    reach = _widest(verdict.effect, verdict.low, verdict.high)
+    reach = widest(verdict.effect, verdict.low, verdict.high)
     return draw_interval(verdict.effect, verdict.low, verdict.high, reach=reach, word=verdict.said, width=420)
-
-
-def _common_reach(effects: Sequence[tuple[float | None, ...]]) -> float:
-    # One diverged treatment must not flatten all others: beyond eight times the middle one, the scale is cut.
-    widest = [width for effect in effects if (width := _widest(*effect)) > 0.0]
-    return min(max(widest), 8.0 * statistics.median(widest)) if widest else 0.0
-
-
-def _widest(*values: float | None) -> float:
-    return max((abs(value) for value in values if value is not None), default=0.0)
 
 
 def _seed_result(store: Store, experiment: Experiment, pair: comparisons.Pair) -> SeedResult:
@@ -274,12 +248,6 @@ def _open_experiments(store: Store, *, limit: int) -> list[Experiment]:
 
 def _events(store: Store, clause: str, values: dict[str, int] | None = None) -> list[Event]:
     return [Event.of(row) for row in store.rows(f"SELECT * FROM events {clause}", values or {})]
-
-
-def _usd(store: Store, experiment_id: int) -> float:
-    return float(
-        store.value("SELECT coalesce(sum(usd), 0.0) FROM interactions WHERE experiment_id = ?", (experiment_id,))
-    )
 
 
 def _insights_of(store: Store, experiment_id: int) -> list[Insight]:

@@ -12,8 +12,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from pluggy import HookimplMarker
 
+from db.formats import FILTERS, badge, chips
 from db.notebook.canned import QUERIES
-from db.notebook.formats import FILTERS, badge, chips
 from db.notebook.pages import read_experiment, read_front, read_run
 
 DATABASE = "lab"

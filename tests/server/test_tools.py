@@ -1,4 +1,4 @@
-"""The six verbs through a real client, over stdio, in both protocol eras, and what they answer to nonsense."""
+"""The verbs through a real client, over stdio, in both protocol eras, and what they answer to nonsense."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from db.queue import add_run, prioritize_experiment
 from db.runners import register_runner
 from tests.server.conftest import ERAS, IDEA, RUNNER, Session, connect, put_experiment, put_run
 
-VERBS = ["suggest", "review", "improve", "enqueue", "run", "status"]
+VERBS = ["suggest", "review", "improve", "enqueue", "run", "status", "report"]
 GOOD_REVIEW = {
     "novelty": 8,
     "feasibility": 9,

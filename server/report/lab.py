@@ -1,0 +1,179 @@
+"""The report of a whole lab: what was found, what was tried, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from db.clock import utc_now
+from db.draw import Effect, draw_forest
+from db.formats import plain
+from db.reporting import Line, ReportedLab
+from moe.config import KNOBS
+from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
+from server.report.methods import METHODS, error_control
+from server.report.numbers import cost, difference, e_value, effect_of, level, span
+
+IN_A_FOREST = 40
+"""Lines that one can still take in; the table has all."""
+
+
+def lab_document(found: ReportedLab) -> Document:
+    """All that there is to say of a lab."""
+    blocks = [
+        *_findings(found),
+        *_forests(found),
+        *_table(found),
+        *_unclaimed(found),
+        *_ended(found),
+        *_method(found),
+    ]
+    return Document(
+        title="What this lab has found",
+        above=f"Blueberry · written {utc_now()[:16].replace('T', ' ')} UTC",
+        blocks=blocks,
+    )
+
+
+def forests(found: ReportedLab) -> dict[str, list[Effect]]:
+    """The effects by metric, best first."""
+    by_metric: dict[str, list[tuple[float, Effect]]] = {}
+    for line in found.lines:
+        row = effect_of(line.verdict, f"{line.experiment.id} {line.experiment.title}")
+        if row is not None:
+            gain = -row.effect if line.experiment.direction == "lower" else row.effect
+            by_metric.setdefault(line.verdict.metric, []).append((gain, row))
+
+    return {
+        metric: [row for _, row in sorted(rows, key=lambda item: -item[0])[:IN_A_FOREST]]
+        for metric, rows in by_metric.items()
+    }
+
+
+def summary(found: ReportedLab) -> str:
+    """What there is, in a sentence."""
+    words: dict[str, int] = {}
+    for line in found.lines:
+        words[line.verdict.said] = words.get(line.verdict.said, 0) + 1
+
+    if not words:
+        return "No experiment has a verdict yet."
+
+    counted = ", ".join(f"{count} {word}" for word, count in words.items())
+    shown = f"; shown are {len(found.lines)}" if found.total > len(found.lines) else ""
+    return f"{found.total} experiment{'s' if found.total != 1 else ''} with a verdict{shown}: {counted}."
+
+
+def _findings(found: ReportedLab) -> Iterator[Block]:
+    yield Paragraph(text=summary(found))
+    yield error_control(found.families)
+    for line in found.lines:
+        if line.verdict.verdict in ("improved", "improved but not causal"):
+            yield Finding(word=line.verdict.said, sentence=f"{line.verdict.sentence} (experiment {line.experiment.id})")
+
+
+def _forests(found: ReportedLab) -> Iterator[Block]:
+    for metric, rows in forests(found).items():
+        picture = draw_forest(rows)
+        if picture is not None:
+            yield Picture(
+                name=f"forest-{metric}",
+                svg=picture,
+                caption=f"Treatment less baseline, in {metric}, best first, with intervals. Shaded: one noise floor.",
+            )
+
+
+def _table(found: ReportedLab) -> Iterator[Block]:
+    if not found.lines:
+        return
+
+    yield Heading(text="All experiments with a verdict")
+    for metric in dict.fromkeys(line.verdict.metric for line in found.lines):
+        yield Table(
+            columns=("#", "experiment", "change", "verdict", metric, "expected", "floor", "pairs", "e-value"),
+            rows=[_row(line) for line in found.lines if line.verdict.metric == metric],
+            numbers=5,
+        )
+
+    yield Paragraph(
+        text="Effects are treatment less baseline. Expected: the effect to expect in truth. Floor: the noise floor, "
+        "the deviation of single runs over seeds. E-value: of what was claimed, otherwise that it is better, of what "
+        "that needs.",
+        quiet=True,
+    )
+    knobs = dict.fromkeys(knob for line in found.lines for knob in line.experiment.treatment if knob in KNOBS)
+    yield Heading(text="Where the ideas are from")
+    yield Table(columns=("knob", "acts on", "source"), rows=[(k, KNOBS[k].acts_on, KNOBS[k].source) for k in knobs])
+    sources = [(str(line.experiment.id), line.experiment.source) for line in found.lines if line.experiment.source]
+    if sources:
+        yield Table(columns=("#", "source of the idea"), rows=sources)
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    experiment, verdict, hypothesis = line.experiment, line.verdict, line.hypothesis
+    evidence = "–"
+    if hypothesis is not None and hypothesis.claim is not None:
+        evidence = e_value(getattr(hypothesis, hypothesis.claim))
+    elif hypothesis is not None:
+        evidence = f"{e_value(hypothesis.improved)} of {e_value(verdict.needed)}"
+
+    return (
+        str(experiment.id),
+        experiment.title,
+        ", ".join(f"{k} {plain(experiment.baseline.get(k))} → {plain(v)}" for k, v in experiment.treatment.items()),
+        verdict.said if verdict.effect is not None else f"{verdict.said}: {verdict.reason}",
+        span(verdict),
+        difference(verdict, verdict.expected),
+        level(verdict, verdict.margin),
+        str(verdict.pairs),
+        evidence,
+    )
+
+
+def _unclaimed(found: ReportedLab) -> Iterator[Block]:
+    yield Heading(text="Registered and not claimed")
+    if not found.unclaimed:
+        yield Paragraph(text="None: whatever was registered has been claimed, or nothing was registered.")
+        return
+
+    yield Table(
+        columns=("#", "experiment", "campaign", "pairs", "better", "worse", "equivalent"),
+        rows=[
+            (
+                str(item.experiment_id),
+                title,
+                item.campaign,
+                str(len(item.seeds)),
+                e_value(item.improved),
+                e_value(item.worse),
+                e_value(item.equivalent),
+            )
+            for item, title in found.unclaimed
+        ],
+        numbers=4,
+    )
+
+
+def _ended(found: ReportedLab) -> Iterator[Block]:
+    if found.ended:
+        yield Heading(text="Runs that were pruned or failed")
+        yield Table(
+            columns=("run", "status", "seed", "of experiment", "why"),
+            rows=[
+                (str(run.run_id), run.status, str(run.seed), run.experiments, run.error or "–") for run in found.ended
+            ],
+        )
+
+
+def _method(found: ReportedLab) -> Iterator[Block]:
+    yield Heading(text="How it was done")
+    yield Paragraph(text=METHODS)
+    runs = ", ".join(f"{count} {status}" for status, count in found.runs.items()) or "none"
+    yield Paragraph(text=f"Runs: {runs}. The lab has cost {cost(found.cost)}.")
+    yield Table(
+        columns=("hardware class, with torch", "code of moe/", "evaluator", "runs"),
+        rows=[
+            (item["hardware_class"], item["code"][:12], str(item["evaluator"]), str(item["runs"]))
+            for item in found.made_with
+        ],
+        numbers=1,
+    )

@@ -1,0 +1,79 @@
+"""How a report writes its numbers: never with more digits than the noise allows."""
+
+from __future__ import annotations
+
+import math
+
+from agents.wording import places
+from db.draw import Effect
+from db.formats import count, duration, energy
+from db.records import Verdict
+from db.reporting import Cost
+
+
+def effect_of(verdict: Verdict, label: str) -> Effect | None:
+    """The line of a forest plot; None where there is no effect."""
+    if verdict.effect is None:
+        return None
+
+    return Effect(
+        label=label,
+        effect=verdict.effect,
+        low=verdict.low,
+        high=verdict.high,
+        floor=verdict.margin,
+        word=verdict.said,
+        text=span(verdict),
+    )
+
+
+def span(verdict: Verdict) -> str:
+    """The effect with its interval; a dash without one."""
+    if verdict.effect is None:
+        return "–"
+
+    low = "−∞" if verdict.low is None else difference(verdict, verdict.low)
+    high = "+∞" if verdict.high is None else difference(verdict, verdict.high)
+    return f"{difference(verdict, verdict.effect)} [{low}, {high}]"
+
+
+def difference(verdict: Verdict, value: float | None) -> str:
+    """A difference of the verdict's metric, or of its guard."""
+    if value is None:
+        return "–"
+
+    return f"{value:+,.{places(verdict.noise or 0.0, value)}f}".replace("-", "−")
+
+
+def level(verdict: Verdict, value: float | None) -> str:
+    """A value of the verdict's metric, such as a mean."""
+    return "–" if value is None else f"{value:,.{places(verdict.noise or 0.0, value)}f}"
+
+
+def e_value(value: float | None) -> str:
+    """Evidence: two digits, and no more than the order of what is overwhelming."""
+    if value is None:
+        return "–"
+
+    if value >= 1e6:
+        return "over 1,000,000"
+
+    if value < 0.01:
+        return "under 0.01"
+
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}"
+
+
+def whole(value: float | None) -> str:
+    """Parameters, FLOPs, tokens: 1.3M."""
+    return count(value)
+
+
+def cost(spent: Cost) -> str:
+    """Time, energy and money, in a line."""
+    return f"{duration(spent.seconds)} of machine time, {energy(spent.kwh)}, ${spent.usd:,.2f} for language models"
+
+
+def degrees(value: float | None) -> str:
+    """Degrees of freedom."""
+    return "–" if value is None else "∞" if not math.isfinite(value) else f"{value:.0f}"
