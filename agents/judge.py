@@ -104,13 +104,12 @@ class _Judgement:
 
     def screen(self) -> Verdict:
         """Promising or not; and if it is, on to its confirmation."""
-        if self.lost:
-            run = self.lost[0].treatment
-            return self._after_screening("not promising", None, f"training diverged: {run.error if run else ''}")
-
         self.noise = noise_here(self.lab, self.experiment, self.experiment.metric)
         if self.experiment.guard_metric is not None:
             self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric)
+
+        if self.lost:
+            return self._after_screening("not promising", None, _why_lost(self.lost[0]))
 
         weighed = glance(self._differences(self.experiment.metric), self.noise) if self.noise is not None else None
         word, reason = self._outlook(weighed)
@@ -357,6 +356,14 @@ def _metric(run: Run | None, metric: str) -> float:
 
 def _scored(run: Run | None) -> bool:
     return run is not None and run.status == "completed"
+
+
+def _why_lost(pair: Pair) -> str:
+    run = pair.treatment
+    if run is None or run.error is None:
+        return "training ended early"
+
+    return run.error if run.beaten_by is not None else f"training diverged: {run.error}"
 
 
 def _ended(run: Run | None) -> bool:

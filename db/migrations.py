@@ -82,6 +82,12 @@ def m009_champions(db: Database) -> None:
     _run(db, champions.CHAMPIONS)
 
 
+@MIGRATIONS()
+def m010_pruning(db: Database) -> None:
+    """Which baseline's curve a pruned run could not catch up with; NULL where its model diverged."""
+    _run(db, "ALTER TABLE runs ADD COLUMN beaten_by INTEGER REFERENCES runs (id)")
+
+
 _DISK = """
 ALTER TABLE attempts ADD COLUMN bytes INTEGER;
 

@@ -47,14 +47,16 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. `pruned` is a result (a diverged model); `failed` is a fault, and is tried again;
-    `refitted` ran out of memory, and is tried again with less, which counts as no failure."""
+    """How an attempt ended. `pruned` is a result (a diverged model, or one `beaten_by` the curve of a baseline run);
+    `failed` is a fault, and is tried again; `refitted` ran out of memory, and is tried again with less, which counts as
+    no failure."""
 
     status: Literal["completed", "pruned", "failed", "refitted", "cancelled"]
     score: Mapping[str, Any] | None = None
     error: str | None = None
     log_tail: str | None = None
     exit_code: int | None = None
+    beaten_by: int | None = None
 
 
 def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any]) -> Queued:
@@ -65,14 +67,17 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
             expected_seconds where they are known.
 
     The same kind, fingerprint and seed is the same run: it is shared, and queued again only if it failed or was
-    cancelled. A post run whose checkpoint will never come ends as the run did that it needs.
+    cancelled, or was stopped early in another comparison than this. A post run whose checkpoint will never come ends as
+    the run did that it needs.
     """
     with store.transaction():
         row = store.row(
             "SELECT * FROM runs WHERE kind = ? AND fingerprint = ? AND seed = ?",
             (values["kind"], values["fingerprint"], values["seed"]),
         )
-        new = row is None or row["status"] in ("failed", "cancelled")
+        new = (
+            row is None or row["status"] in ("failed", "cancelled") or _is_wanted_whole(store, row, experiment_id, arm)
+        )
         if row is None:
             key = store.insert("runs", {**values, "status": "queued", "created_at": utc_now()})
         else:
@@ -86,7 +91,7 @@ def add_run(store: Store, experiment_id: int, arm: Arm, values: Mapping[str, Any
                 store.execute(
                     """
                     UPDATE runs SET status = 'queued', failures = 0, lost = 0, error = NULL, ended_at = NULL,
-                                    needs_run_id = ?
+                                    beaten_by = NULL, needs_run_id = ?
                     WHERE id = ?
                     """,
                     (values.get("needs_run_id"), key),
@@ -317,6 +322,17 @@ def count_queued(store: Store, hardware_class: str | None = None) -> int:
     )
 
 
+def _is_wanted_whole(store: Store, row: Mapping[str, Any], experiment_id: int, arm: Arm) -> bool:
+    """Whether a run was stopped in another comparison than the one that asks for it now."""
+    if row["status"] != "pruned" or row["beaten_by"] is None:
+        return False
+
+    linked = store.value(
+        "SELECT count(*) FROM experiment_runs WHERE experiment_id = ? AND run_id = ?", (experiment_id, row["id"])
+    )
+    return arm != "treatment" or not linked
+
+
 def _end_attempt(store: Store, attempt: Attempt, status: str, error: str | None, exit_code: int | None) -> None:
     # Nothing ends before it began, also where the clock was set back meanwhile: durations are shown and added up.
     changed = store.execute(
@@ -337,9 +353,17 @@ def _settle(store: Store, run_id: int, status: str, outcome: Outcome) -> Run:
 
     store.execute(
         """
-        UPDATE runs SET status = ?, error = ?, log_tail = coalesce(?, log_tail), ended_at = ? WHERE id = ?
+        UPDATE runs SET status = ?, error = ?, log_tail = coalesce(?, log_tail), beaten_by = ?, ended_at = ?
+        WHERE id = ?
         """,
-        (status, outcome.error, outcome.log_tail, None if status == "queued" else utc_now(), run_id),
+        (
+            status,
+            outcome.error,
+            outcome.log_tail,
+            outcome.beaten_by,
+            None if status == "queued" else utc_now(),
+            run_id,
+        ),
     )
     message = f"run {run_id} ({run.kind}, seed {run.seed}) {status}"
     if status == "queued":

@@ -147,7 +147,8 @@ class Runner(Record):
 
 class Run(Record):
     """One child process on one config and seed; its progress, and its score when it is done. `code` is the hash of
-    moe/ that its fingerprint was made of, `disturbance` what made it a worse measurement, as a throttled card does."""
+    moe/ that its fingerprint was made of, `disturbance` what made it a worse measurement, as a throttled card does;
+    `beaten_by` the baseline run whose curve it could not catch up with, where that is why it was pruned."""
 
     id: int
     kind: RunKind
@@ -175,6 +176,7 @@ class Run(Record):
     failures: int
     lost: int
     disturbance: str | None
+    beaten_by: int | None
     created_at: str
     started_at: str | None
     ended_at: str | None

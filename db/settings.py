@@ -75,6 +75,8 @@ class Runner(_Section):
     stall_seconds: Annotated[float | None, Field(gt=0.0)] = 1800.0
     """Time without a metric, a log line or any new file after which an attempt is taken for hung. Compiling and
     evaluating are silent for minutes."""
+    prune: bool = True
+    """Whether a screening run whose val_bpb is hopelessly behind its baseline's is stopped (gpu_runner/pruning.py)."""
     keep: Literal["needed", "all"] = "needed"
     """Trained weights on disk. needed: of baselines, of what improved, and what an open experiment may read; all: of
     every run, until the disk or max_disk_gib has no room for the next one."""

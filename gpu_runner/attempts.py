@@ -35,7 +35,8 @@ from gpu_runner.child import Child
 from gpu_runner.disk import settle_files
 from gpu_runner.gate import Gate
 from gpu_runner.metrics import NewLines, read_new_lines
-from gpu_runner.outcome import Postponed, log_tail, read_outcome
+from gpu_runner.outcome import Lost, Postponed, log_tail, read_outcome
+from gpu_runner.pruning import find_beaten
 from gpu_runner.shim import GRACE_SECONDS
 from gpu_runner.watchdog import Watchdog
 
@@ -52,7 +53,7 @@ class Held:
     """An attempt that this daemon looks after. Times are seconds since boot.
 
     `verdict` is how it ends if it leaves no result, where this daemon has ended it; `put_back` why it has ended it to
-    have the run go on later.
+    have the run go on later; `curve_grew` whether val_bpb has a point that no baseline was compared with.
     """
 
     attempt: Attempt
@@ -66,6 +67,7 @@ class Held:
     put_back: str | None = None
     garbage: int = 0
     rebooted: bool = False
+    curve_grew: bool = True
 
 
 class Attempts:
@@ -181,6 +183,15 @@ class Attempts:
                 held.verdict = Outcome(status="failed", error=problem)
                 self._end(held, now)
 
+            held.curve_grew |= any("val_bpb" in point.values for point in new.points)
+            if held.kill_at is None and held.curve_grew:
+                held.curve_grew = False
+                held.verdict = self._find_beaten(held)
+                if held.verdict is not None:
+                    failpoint("prune.found")
+                    self._end(held, now)
+                    failpoint("prune.killed")
+
             # Without its shim nobody will learn the exit code or evaluate the checkpoint: to train on would only keep
             # the card busy, so the rest of the session is ended and the run done again.
             if not held.child.has_shim():
@@ -218,6 +229,9 @@ class Attempts:
     def _settle(self, held: Held, now: Instant) -> None:
         """Writes how an attempt ended, whose processes are all dead."""
         found = read_outcome(held.child.directory, held.kind)
+        if isinstance(found, Lost) and held.verdict is None:
+            held.verdict = self._find_beaten(held)  # a daemon may have died between ending it and this
+
         if held.verdict is not None and not (isinstance(found, Outcome) and found.status != "failed"):
             found = replace(held.verdict, log_tail=log_tail(held.child.directory / "log.txt"))
 
@@ -247,6 +261,9 @@ class Attempts:
         settle_files(self.store, self.lab.runs_folder, run.id)
         failpoint("settle.tidied")
         _LOG.info("run %d is %s%s", run.id, run.status, f": {run.error}" if run.error else "")
+
+    def _find_beaten(self, held: Held) -> Outcome | None:
+        return find_beaten(self.store, held.attempt) if self._settings.prune else None
 
     def _release(self, held: Held) -> None:
         del self.held[held.attempt.id]

@@ -2,7 +2,7 @@
 
 A result (completed; pruned: the model diverged), a fault (failed: tried again, max_failures times), nothing to be had
 (lost: killed from outside, or a card that failed; tried again, max_lost times), no memory (tried again with less), or
-no disk (postponed: tried again when there is room).
+no disk (postponed: tried again when there is room). What the daemon itself ended is not known from here.
 """
 
 from __future__ import annotations

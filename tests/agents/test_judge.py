@@ -101,6 +101,23 @@ def test_two_kinds_of_hardware_never_meet_in_a_pair(lab: Lab, runner: Runner) ->
     assert "was trained on two kinds of hardware: another card" in (verdict_of(lab, experiment).reason or "")
 
 
+def test_a_run_that_was_stopped_because_it_cannot_win_is_not_called_diverged(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lambda config, seed: None if config.lr == 0.02 else 3.0)
+    said = "stopped at step 10 of 40: val_bpb 4.100 is 1.000 behind run 2, the baseline of seed 1"
+    found = pairs(lab.store, experiment.id)
+    for pair in found:
+        assert pair.treatment is not None
+        assert pair.baseline is not None
+        values = (said, pair.baseline.id, pair.treatment.id)
+        lab.store.execute("UPDATE runs SET error = ?, beaten_by = ? WHERE id = ?", values)
+
+    mind.work(lab)
+    verdict = verdict_of(lab, experiment)
+    assert (verdict.said, verdict.final, verdict.reason) == ("not promising", True, said)
+
+
 THROTTLED = "the card was throttled in 3 of 5 looks (power cap)"
 
 

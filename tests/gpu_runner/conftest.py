@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from db.clock import now
-from db.experiments import add_experiment
+from db.experiments import add_experiment, move_experiment
 from db.lab import Lab
 from db.processes import is_locked
 from db.queue import add_run, get_run
@@ -139,6 +139,23 @@ class Bench:
             "steps": None,
         }
         return add_run(self.store, self.experiment_id, arm, run | values).run.id
+
+    def enqueue_race(self, behind: float, *, points: int = 4, act: str = "linger", **columns: Any) -> int:
+        """Queues three baselines, then a treatment that is so far behind for so many of 8 points; returns its id."""
+        values = {"title": "t", "hypothesis": "h", "method": "m", "domain": "d", "preset": "nano"}
+        values |= {"metric": "val_bpb", "direction": "lower", "proposer": "catalog"}
+        experiment = add_experiment(self.store, {**values, "baseline": {}, "treatment": {"lr": 1.0}, **columns})
+        move_experiment(self.store, experiment.id, "queued", allowed=["suggested"])
+        self.experiment_id = experiment.id
+        curve = [4.0 - 0.2 * k for k in range(8)]
+        last = None
+        for seed in (1, 2, 3):
+            config = {"act": "train", "points": 8, "curve": " ".join(f"{value + 0.001 * seed:.3f}" for value in curve)}
+            name = f"baseline of {experiment.id}"
+            last = self.enqueue(arm="baseline", fingerprint=name, seed=seed, config=config, needs_run_id=last)
+
+        config = {"act": act, "points": 8, "curve": " ".join(f"{value + behind:.3f}" for value in curve[:points])}
+        return self.enqueue(fingerprint=f"treatment of {experiment.id}", seed=1, config=config, needs_run_id=last)
 
     def run(self, run_id: int) -> Run:
         """The run as it stands."""

@@ -162,6 +162,15 @@ def cancel(doomed: Doomed, step: str) -> None:
     doomed.call(step, "-c", code, str(doomed.bench.lab.folder))
 
 
+def beat(doomed: Doomed, step: str) -> None:
+    """A run is stopped because it cannot win; it is not tried again."""
+    doomed.keep_a_daemon()
+    doomed.arm(step)
+    key = doomed.bench.enqueue_race(behind=2.0)
+    doomed.bench.until(lambda: doomed.keep_a_daemon() and doomed.bench.run(key).status == "pruned", f"{step} survived")
+    doomed.bench.assert_ended_once(key, "pruned")
+
+
 def judge(doomed: Doomed, step: str) -> None:
     """The mind process finds that an experiment's probe has failed, and concludes; once."""
     store, folder = doomed.bench.store, doomed.bench.lab.folder
@@ -223,6 +232,7 @@ SCENARIOS: dict[Callable[[Doomed, str], None], list[str]] = {
     take_over: ["daemon.registered", "daemon.ready", "adopt.commit", "adopt.committed"],
     stop: ["daemon.stopping", "put_back.commit", "put_back.committed", "close.commit", "close.committed"],
     cancel: ["cancel.commit", "cancel.committed"],
+    beat: ["prune.found", "prune.killed"],
     judge: ["mind.locked", "judge.commit", "judge.committed", "mind.released"],
     migrate: ["migrate.locked", "migrate.wal", "migrate.statement", "migrate.applied"],
     back_up: ["backup.copied", "backup.named"],

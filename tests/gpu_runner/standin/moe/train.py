@@ -49,10 +49,14 @@ class Actor:
         return step + 1
 
     def add_points(self, first: int, last: int) -> None:
-        """Appends points one line at a time; train_loss is 1 / step."""
+        """Appends points one line at a time; train_loss is 1 / step, val_bpb follows `curve`."""
         with self.metrics.open("a") as file:
             for step in range(first, last + 1):
                 values = {"train_loss": 1.0 / step}
+                curve = self.config.get("curve", "").split()
+                if step <= len(curve):
+                    values["val_bpb"] = float(curve[step - 1])
+
                 point = {"step": step, "tokens": step * 10, "seconds": step / 100, "values": values}
                 file.write(json.dumps(point) + "\n")
                 file.flush()
