@@ -50,8 +50,7 @@ class Proposal(BaseModel):
     equal_flops: Annotated[
         bool,
         Field(
-            description="compare at equal training FLOPs, not at equal tokens: a treatment that costs more a token is "
-            "trained on fewer tokens. For gains that may only be bought with compute"
+            description="at equal training FLOPs, not equal tokens: a treatment that costs more a token gets fewer tokens"
         ),
     ] = False
     source: Annotated[str | None, Field(max_length=500, description="paper or document that the idea is from")] = None
