@@ -24,7 +24,7 @@ from server.copies import backup, export
 from server.desk import FAILED, INTERRUPTED, Desk, verb, where_to_go
 from server.doctor import doctor
 from server.preflight import knobs_option, preflight_command, read_knob
-from server.publish import report
+from server.publish import report, reproduce
 from server.runner_cli import runner
 from server.show import experiment_table, verdict_table
 from server.tools.enqueue import enqueue
@@ -247,6 +247,7 @@ def cancel(desk: Desk, experiment: int) -> None:
 
 blueberry.add_command(runner)
 verb(blueberry)(report)
+verb(blueberry)(reproduce)
 verb(blueberry)(export)
 verb(blueberry)(backup)
 verb(blueberry)(clean)

@@ -1,11 +1,31 @@
-"""What a person takes away from the lab: `blueberry report`."""
+"""What a person takes away from the lab: `blueberry report`, and `blueberry reproduce`, which checks it."""
 
 from __future__ import annotations
 
-import click
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 
+import click
+from rich import box
+from rich.table import Table
+
+from agents.agreement import Agreement, compare
+from agents.hands import register, start_runner, stop_runners
+from agents.reproduction import changes_since, ended_pairs, queue_again
+from agents.wording import places
+from db.errors import RefusedError
+from db.lab import Lab
+from db.processes import write_atomically
+from db.queue import get_run
+from db.records import ENDED_RUN, Runner
+from db.runners import list_runners
+from moe.texts import TEXTS
 from server.commands import as_commands
-from server.desk import Desk
+from server.desk import FAILED, Desk
+from server.follow import Watch
 from server.tools.report import report as report_verb
 
 
@@ -23,3 +43,93 @@ def report(desk: Desk, experiment: int | None) -> None:
         desk.console.print(line)
 
     desk.say(written.model_dump(mode="json"))
+
+
+@click.argument("experiment", type=click.IntRange(min=1), metavar="ID")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where its runs are done again, a new lab that stays; a temporary one by default.",
+)
+@click.option("--anyway", is_flag=True, help="Even where code or text is not what it was; says what differs.")
+def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> None:
+    """Run an experiment again, from its rows alone, and compare score by score.
+
+    All of its pairs are trained anew in a lab of their own. On the machine that it was done on, with a budget in
+    tokens, a CPU must give the same bits; otherwise scores must agree within the noise, and the verdict be the same.
+    Exit code 0 only if it is reproduced.
+    """
+    changes = changes_since(desk.lab, ended_pairs(desk.lab, experiment))
+    if changes and not anyway:
+        raise RefusedError(f"{'; '.join(changes)}. --anyway runs it all the same, and compares within the noise")
+
+    with _other_lab(desk.lab, experiment, into) as other:
+        reruns = queue_again(desk.lab, other, experiment, register(other))
+        desk.console.print(f"running {len(reruns)} runs of experiment {experiment} again in {other.folder}")
+        start_runner(other)
+        try:
+            with Watch(other, desk.console) as watch:
+                watch.until(lambda: all(get_run(other.store, item.again).status in ENDED_RUN for item in reruns))
+        finally:
+            stop_runners(other)
+
+        agreement = compare(desk.lab, other, experiment, reruns, changes)
+
+    desk.console.print(_table(agreement))
+    desk.console.print(agreement.sentence)
+    desk.say(asdict(agreement) | {"verdict": agreement.verdict.said})
+    if not agreement.reproduced:
+        raise click.exceptions.Exit(FAILED)
+
+
+@contextmanager
+def _other_lab(lab: Lab, experiment_id: int, into: Path | None) -> Iterator[Lab]:
+    if into is None:
+        with tempfile.TemporaryDirectory(prefix="blueberry-reproduce-") as folder:
+            yield from _opened(lab, experiment_id, Path(folder))
+    elif (into / "lab.db").exists():
+        raise RefusedError(f"{into} is a lab already, and runs that it knows would not be run again; name a new folder")
+    else:
+        yield from _opened(lab, experiment_id, into)
+
+
+def _opened(lab: Lab, experiment_id: int, folder: Path) -> Iterator[Lab]:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "blueberry.toml", _settings(_runner_of(lab, experiment_id)))
+    other = Lab(folder)
+    texts = lab.data_folder / TEXTS
+    if texts.exists() and not (other.data_folder / TEXTS).exists():
+        (other.data_folder / TEXTS).symlink_to(texts)
+
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+def _runner_of(lab: Lab, experiment_id: int) -> Runner | None:
+    known = {run.hardware_class for pair in ended_pairs(lab, experiment_id) if (run := pair.baseline) is not None}
+    return next((runner for runner in list_runners(lab.store) if runner.hardware_class in known), None)
+
+
+def _settings(runner: Runner | None) -> str:
+    # Threads decide the last bits on a CPU; weights are read by the runs that come after training.
+    machine = "" if runner is None else f'device = "{runner.device}"\nthreads = {runner.threads}\n'
+    return f'[runner]\nkeep = "all"\n{machine}'
+
+
+def _table(agreement: Agreement) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name in ("seed", "stage", "side", agreement.metric, "again", ""):
+        table.add_column(name, justify="right" if name in (agreement.metric, "again") else "left")
+
+    decimals = 1 + places(agreement.verdict.noise or 0.0, None)
+    for run in agreement.runs:
+        shown = [
+            status if value is None else f"{value:.{decimals}f}"
+            for value, status in ((run.before, run.status_before), (run.after, run.status_after))
+        ]
+        table.add_row(str(run.seed), run.stage, run.arm, *shown, "same bits" if run.same else "differs")
+
+    return table

@@ -32,9 +32,8 @@ SENTENCE = "lr 0.01 → 0.001 improves val_bpb -0.021 [-0.030, -0.013] over 2 ne
 CHROMIUM = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 
 
-def train(lab: Lab, experiment: Experiment, arm: Arm, seed: int, val_bpb: float | None, fingerprint: str) -> None:
-    """One confirming run from the queue to its end; without a score, one that diverged."""
-    put_run(lab, experiment.id, seed, arm=arm, fingerprint=fingerprint, purpose="confirm")
+def finish(lab: Lab, outcome: Outcome) -> None:
+    """Takes the next run of the queue to its end."""
     [runner] = list_runners(lab.store)
     claim = claim_run(lab.store, runner, now(), lease_seconds=30)
     assert claim is not None
@@ -43,12 +42,15 @@ def train(lab: Lab, experiment: Experiment, arm: Arm, seed: int, val_bpb: float 
         for step in range(1, 41)
     ]
     ingest(lab.store, claim.attempt, points, 900, now(), lease_seconds=30)
-    score = {"val_bpb": val_bpb, "train_seconds": 4.0, "train_tokens": 20_480, "evaluator": 2, "split": "test"}
-    outcome = Outcome(status="completed", score=score)
-    if val_bpb is None:
-        outcome = Outcome(status="pruned", error="the loss was not finite at step 12")
-
     finish_attempt(lab.store, claim.attempt, outcome, max_failures=2)
+
+
+def train(lab: Lab, experiment: Experiment, arm: Arm, seed: int, val_bpb: float | None, fingerprint: str) -> None:
+    """One confirming run from the queue to its end; without a score, one that diverged."""
+    put_run(lab, experiment.id, seed, arm=arm, fingerprint=fingerprint, purpose="confirm")
+    score = {"val_bpb": val_bpb, "train_seconds": 4.0, "train_tokens": 20_480, "evaluator": 2, "split": "test"}
+    diverged = Outcome(status="pruned", error="the loss was not finite at step 12")
+    finish(lab, diverged if val_bpb is None else Outcome(status="completed", score=score))
 
 
 @pytest.fixture
