@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from db.champions import add_champion
 from db.clock import now
 from db.events import add_event
 from db.experiments import add_experiment, add_review, add_verdict, move_experiment, put_insight
@@ -128,6 +129,7 @@ def fill_lab(folder: Path) -> Sample:
         effect=-0.0412,
         verdict_ids=verdicts[:1],
     )
+    _crown(store, improved)
     _fail(store, runner, failed)
     claim = begin(store, runner, running, seed=1, steps_done=25)
     interaction = open_interaction(
@@ -140,6 +142,16 @@ def fill_lab(folder: Path) -> Sample:
         {"status": "answered", "answer": "{}", "prompt_tokens": 900, "completion_tokens": 120, "usd": 0.0123},
     )
     return Sample(lab=lab, running=claim)
+
+
+def _crown(store: Store, experiment: Experiment) -> None:
+    """The experiment's config becomes the champion over its baseline."""
+    kind = {"preset": experiment.preset, "hardware_class": "cpu-x86_64"}
+    root = add_champion(store, {**kind, "parent_id": None, "experiment_id": None, "config": _BASE, "gain": 0.0})
+    config = experiment.baseline | experiment.treatment
+    add_champion(
+        store, {**kind, "parent_id": root.id, "experiment_id": experiment.id, "config": config, "gain": 0.0389}
+    )
 
 
 def train(store: Store, runner: Runner, experiment: Experiment, arm: Arm, seed: int, score: float) -> None:

@@ -28,7 +28,8 @@ PAGES = (
 
 
 def test_front_page_says_what_the_lab_knows_and_what_runs(browse: httpx.Client) -> None:
-    text = _text(browse.get("/"))
+    page = browse.get("/")
+    text = _text(page)
     assert "7 experiments" in text
     assert "3 concluded" in text
     assert "12 runs done" in text
@@ -38,6 +39,8 @@ def test_front_page_says_what_the_lab_knows_and_what_runs(browse: httpx.Client) 
     assert "Eight narrower experts treatment, seed 1 25 / 40" in text
     assert "Fewer experts a token helps at this budget." in text
     assert "$0.01 today" in text
+    assert "Preset micro on cpu-x86_64" in text
+    assert "−0.0389 val_bpb to expect in all" in page.text
 
 
 def test_experiment_page_holds_the_whole_of_it(browse: httpx.Client, sample: Sample) -> None:
