@@ -172,7 +172,8 @@ def _sentence(
     same = sum(run.same for run in runs)
     count = f"{same} of {len(runs)} scores are the same to the last bit"
     if same == len(runs):
-        return f"Experiment {experiment_id} is reproduced: {count}, and so the verdict is again {verdict.said}."
+        though = f" Though {'; '.join(apart)}." if apart else ""
+        return f"Experiment {experiment_id} is reproduced: {count}, and so the verdict is again {verdict.said}.{though}"
 
     if reproduced:
         return (

@@ -18,7 +18,7 @@ from agents.reproduction import changes_since, ended_pairs, queue_again
 from agents.wording import places
 from db.errors import RefusedError
 from db.lab import Lab
-from db.processes import write_atomically
+from db.processes import adopt_orphans, kill_children, write_atomically
 from db.queue import get_run
 from db.records import ENDED_RUN, Runner
 from db.runners import list_runners
@@ -64,6 +64,7 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
     if changes and not anyway:
         raise RefusedError(f"{'; '.join(changes)}. --anyway runs it all the same, and compares within the noise")
 
+    adopt_orphans()
     with _other_lab(desk.lab, experiment, into) as other:
         reruns = queue_again(desk.lab, other, experiment, register(other))
         desk.console.print(f"running {len(reruns)} runs of experiment {experiment} again in {other.folder}")
@@ -73,6 +74,7 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
                 watch.until(lambda: all(get_run(other.store, item.again).status in ENDED_RUN for item in reruns))
         finally:
             stop_runners(other)
+            kill_children()  # a mind process that was woken last would make a temporary folder anew
 
         agreement = compare(desk.lab, other, experiment, reruns, changes)
 

@@ -126,7 +126,9 @@ def test_on_the_same_machine_one_bit_is_a_failure(lab: Lab, other: Lab, found: E
 
 
 def test_equal_scores_are_a_reproduction(lab: Lab, other: Lab, found: Experiment) -> None:
-    assert compared(lab, other, FIRST).reproduced
+    agreement = compared(lab, other, FIRST, hostname="there")
+    assert agreement.reproduced
+    assert agreement.sentence.endswith("Though the machine is another one of the same class.")
 
 
 @pytest.mark.parametrize(
