@@ -49,9 +49,7 @@ class Proposal(BaseModel):
     ] = None
     equal_flops: Annotated[
         bool,
-        Field(
-            description="at equal training FLOPs, not equal tokens: a treatment that costs more a token gets fewer tokens"
-        ),
+        Field(description="at equal training FLOPs, not equal tokens: a treatment that costs more a token gets fewer"),
     ] = False
     source: Annotated[str | None, Field(max_length=500, description="paper or document that the idea is from")] = None
 
