@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.verdicts [LABS]
 
 LABS (1,000) labs of 100 registered hypotheses each, peeking after every pair. The noise is resampled from residuals of
-real runs (benchmarks/data/replicates.csv, made by benchmarks.replicates), scaled so that a pair's difference has
+real runs (benchmarks/data/, made by benchmarks.replicates and benchmarks.curves), scaled so that a pair's difference has
 deviation 1; a lab knows it from 10 earlier pairs. The formulas are those of agents/evidence.py over arrays, and main()
 checks them against it. benchmarks.race compares with other ways to claim a gain.
 """
@@ -28,6 +28,7 @@ from agents.prospects import FUTILE, pairs_needed
 from agents.shrinkage import shrunk
 
 DATA = Path(__file__).parent / "data" / "replicates.csv"
+CURVES = Path(__file__).parent / "data" / "curves.csv"
 LABS, HYPOTHESES, PAIRS, KNOWN_PAIRS = 1000, 100, 24, 10
 
 Floats = npt.NDArray[np.float64]
@@ -48,7 +49,13 @@ class Paths(NamedTuple):
 
 
 def residuals(preset: str) -> Floats:
-    """Scores of real runs about the mean of their seed's, scaled to variance 1/2: that of a pair is then 1."""
+    """Scores of real runs about the mean of their seed's, scaled to variance 1/2: that of a pair is then 1.
+
+    Those of micro are what interventions and seeds leave unexplained in the runs of benchmarks.curves.
+    """
+    if preset == "micro":
+        return _scaled(_unexplained())
+
     by_seed: dict[str, list[float]] = defaultdict(list)
     with DATA.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -56,7 +63,23 @@ def residuals(preset: str) -> Floats:
                 by_seed[row["seed"]].append(float(row["val_bpb"]))
 
     values = np.array([scores for scores in by_seed.values() if len(scores) == 4])
-    centred = (values - values.mean(axis=1, keepdims=True)).ravel()
+    return _scaled((values - values.mean(axis=1, keepdims=True)).ravel())
+
+
+def _unexplained() -> Floats:
+    rows: dict[str, dict[str, float]] = defaultdict(dict)
+    with CURVES.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["score"]:
+                rows[row["intervention"]][row["seed"]] = float(row["score"])
+
+    seeds = sorted(set.intersection(*(set(found) for found in rows.values())))
+    table = np.array([[found[seed] for seed in seeds] for found in rows.values()])
+    means = table.mean(axis=1, keepdims=True) + table.mean(axis=0, keepdims=True) - table.mean()
+    return np.asarray((table - means).ravel())
+
+
+def _scaled(centred: Floats) -> Floats:
     return np.asarray(centred * np.sqrt(0.5 / np.mean(centred**2)))
 
 
@@ -163,15 +186,19 @@ def main(labs: int) -> None:
     print(f"{labs:,} labs of {HYPOTHESES} hypotheses that do nothing: labs with any claim (%)\n")
     print("| noise | spread of treatments | improved | worse | one hypothesis at .05 | at .01 | at .002 |")
     print("|---|---|---|---|---|---|---|")
-    for kind, spread in (("nano", 1.0), ("nano", 1.5), ("nano", 2.0), ("nano", 3.0), ("normal", 1.0)):
+    for kind, spread in (
+        *((kind, spread) for kind in ("nano", "micro") for spread in (1.0, 1.5, 2.0, 3.0)),
+        ("normal", 1.0),
+    ):
         source = draw.normal(0.0, np.sqrt(0.5), 100_000) if kind == "normal" else residuals(kind)
         _nulls(draw, source, kind, spread, labs)
 
     print(f"\n{labs:,} labs of 80 nulls and 20 real effects: nominal 5 %\n")
-    print("| effect | false share of claims (%) | real ones claimed (%) | pairs a real one | pairs a null |")
-    print("|---|---|---|---|---|")
-    for sizes in ((0.5,), (1.0,), (2.0,), (4.0,), (0.5, 1.0, 2.0, 4.0)):
-        _mixed(draw, noise, sizes, labs)
+    print("| noise | effect | false share of claims (%) | real ones claimed (%) | pairs a real one | pairs a null |")
+    print("|---|---|---|---|---|---|")
+    for kind in ("nano", "micro"):
+        for sizes in ((0.5,), (1.0,), (2.0,), (4.0,), (0.5, 1.0, 2.0, 4.0)):
+            _mixed(draw, residuals(kind), kind, sizes, labs)
 
     _coverage(draw, noise, labs)
     _shrinkage(draw, noise, max(10, labs // 20))
@@ -210,7 +237,7 @@ def _nulls(draw: np.random.Generator, noise: Floats, kind: str, spread: float, l
     print(f"| {kind} | {spread} | {labs_with} | {levels} |", flush=True)
 
 
-def _mixed(draw: np.random.Generator, noise: Floats, sizes: Sequence[float], labs: int) -> None:
+def _mixed(draw: np.random.Generator, noise: Floats, kind: str, sizes: Sequence[float], labs: int) -> None:
     shares_false, claimed_real, pairs_real, pairs_null = [], [], [], []
     for few in _chunks(labs):
         effects = mixed_effects(draw, sizes, few)
@@ -225,7 +252,7 @@ def _mixed(draw: np.random.Generator, noise: Floats, sizes: Sequence[float], lab
     name = "mixed" if len(sizes) > 1 else f"{sizes[0]}"
     false = f"{np.mean(np.concatenate(shares_false)):.2%}"
     means = f"{np.mean(np.concatenate(pairs_real)):.1f} | {np.mean(np.concatenate(pairs_null)):.1f}"
-    print(f"| {name} | {false} | {np.mean(np.concatenate(claimed_real)):.0%} | {means} |", flush=True)
+    print(f"| {kind} | {name} | {false} | {np.mean(np.concatenate(claimed_real)):.0%} | {means} |", flush=True)
 
 
 def mixed_effects(draw: np.random.Generator, sizes: Sequence[float], labs: int, real: int = 20) -> Floats:
