@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.verdicts [LABS]
 
 LABS (1,000) labs of 100 registered hypotheses each, peeking after every pair. The noise is resampled from residuals of
-real runs (benchmarks/data/, made by benchmarks.replicates and benchmarks.curves), scaled so that a pair's difference has
-deviation 1; a lab knows it from 10 earlier pairs. The formulas are those of agents/evidence.py over arrays, and main()
-checks them against it. benchmarks.race compares with other ways to claim a gain.
+real runs (benchmarks/data/, made by benchmarks.replicates and benchmarks.curves), scaled so that the difference of a
+pair has deviation 1; a lab knows it from 10 earlier pairs. The formulas are those of agents/evidence.py over arrays,
+and main() checks them against it. benchmarks.race compares with other ways to claim a gain.
 """
 
 from __future__ import annotations
