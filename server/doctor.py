@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -24,6 +25,8 @@ from db.lab import Lab
 from db.runners import list_runners
 from server.desk import FAILED, Desk
 
+DRIVER = Path("/proc/driver/nvidia/version")
+
 _PACKAGE = "blueberry-lab"
 _SHOWN = ("mcp", "pydantic", "sqlite-utils", "torch")
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -36,7 +39,7 @@ def doctor(desk: Desk, look: bool) -> None:
     The exit code is 1 when there is a problem; warnings alone leave it 0.
     """
     seen = [_look(desk.folder)] if look else []  # first: it writes down what the other checks then read
-    checks = [*check_installation(), *check_lab(desk.folder), *seen]
+    checks = [*check_installation(), check_driver(), check_sandbox(), *check_lab(desk.folder), *seen]
     problems, warnings = (sum(check.level == level for check in checks) for level in ("problem", "warning"))
     desk.console.print(_table(checks))
     desk.console.print(f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
@@ -76,6 +79,23 @@ def check_installation() -> Iterator[Check]:
         yield Check(name="trainer", level="warning", says=says, fix=_pip(*map(_wanted, wrong)))
     else:
         yield Check(name="trainer", level="ok", says=", ".join(_found(item) for item in runner if item.name in _SHOWN))
+
+
+def check_driver() -> Check:
+    """NVIDIA's kernel driver, by what Linux says of it: also where it is too sick to be asked."""
+    try:
+        first = DRIVER.read_text(encoding="utf-8", errors="replace").splitlines()[0]
+    except (OSError, IndexError):
+        return Check(name="driver", level="ok", says="no NVIDIA driver is loaded: this machine trains on its CPU")
+
+    return Check(name="driver", level="ok", says=" ".join(first.split()).removeprefix("NVRM version: "))
+
+
+def check_sandbox() -> Check:
+    """What could shut in code that a model wrote. None is run so far: a treatment is a choice of bounded knobs."""
+    found = shutil.which("bwrap")
+    says = "bubblewrap is not here" if found is None else f"bubblewrap is here ({found})"
+    return Check(name="sandbox", level="ok", says=f"{says}; nothing needs it yet, as no code that a model wrote is run")
 
 
 def _look(folder: Path) -> Check:

@@ -22,6 +22,7 @@ def test_a_healthy_lab_is_exit_code_0(lab: Lab) -> None:
     assert said["problems"] == 0
     names = [check["name"] for check in said["checks"]]
     assert {"python", "packages", "sqlite", "folder", "disk", "configuration", "database", "card", "mind"} <= {*names}
+    assert {"driver", "sandbox"} <= {*names}
     assert len(names) == len(set(names))
     assert "no problems" in do(lab, "doctor").stdout
 
