@@ -64,7 +64,7 @@ class OwnLog:
 def shorten(path: Path, most: int = RUN_LOG_BYTES) -> None:
     """Takes the middle out of a log that is longer than `most`, while others may append to it.
 
-    Lines that are written in the microseconds between the reading of its end and the cut are lost.
+    What is written in the microseconds between the reading of its end and the cut is lost, at worst in mid-line.
     """
     with suppress(OSError), path.open("r+b") as log:
         size = log.seek(0, os.SEEK_END)
@@ -78,6 +78,8 @@ def shorten(path: Path, most: int = RUN_LOG_BYTES) -> None:
         tail = log.read()
         log.truncate(len(head))
         tail = tail[tail.find(b"\n") + 1 :]
+        if not tail.endswith(b"\n"):
+            tail += b"\n"  # the rest of that line may have been lost: what comes next is another one
         said = f"[{size - len(head) - len(tail)} bytes were left out here: the log grew beyond {most}]\n"
         with path.open("ab") as end:
             end.write(said.encode() + tail)

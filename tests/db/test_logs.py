@@ -94,7 +94,8 @@ def test_a_long_run_log_keeps_its_beginning_and_its_end_while_it_is_written(tmp_
     assert found[:100] == [f"line {number:09d}" for number in range(100)]
     assert found[-1] == f"line {count - 1:09d}"
     assert any("bytes were left out here" in line for line in found)
-    assert all(len(line) == 14 or "left out" in line for line in found)
+    torn = [line for line in found if len(line) != 14 and "left out" not in line]
+    assert len(torn) <= 3  # one a cut at most, and the end that is kept has seen one or two
 
 
 def test_a_short_run_log_is_left_as_it_is(tmp_path: Path) -> None:
