@@ -10,8 +10,9 @@ agents/evidence.py: an e-value and an interval that hold however often one looks
     no evidence yet   anything else, with the reason why it went no further
 
 A guard metric with a margin is weighed from its own pairs: a gain counts only when the whole interval of what the guard
-lost lies within the margin. Nothing drops out: a pair whose treatment diverged counts at the worst bound. A model that
-looks at later tokens, and says so, has a word of its own: improved but not causal.
+lost lies within the margin. A whole interval beyond it is called worse too, at 95 % for that experiment alone: it is no
+claim of the campaign. Nothing drops out: a pair whose treatment diverged counts at the worst bound. A model that looks
+at later tokens, and says so, has a word of its own: improved but not causal.
 """
 
 from __future__ import annotations
