@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 
 from agents.class_noise import effects_of, noise_here
 from agents.confirmation import add_confirming_pairs, needed, new_claims, noise_known, register
@@ -27,13 +27,14 @@ from agents.effort import pairs_for, quote
 from agents.evidence import bounded
 from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
 from agents.noise import Noise
+from agents.pace import pace
 from agents.pairs import configs_of, trains_nothing
 from agents.prospects import is_futile
 from agents.shrinkage import shrunk
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, screened, sentence_of, together
 from db.cards import experiment_kwh
-from db.comparisons import Pair, pairs, scored_pairs
+from db.comparisons import Pair, pairs, scored_pairs, training_seconds
 from db.experiments import add_verdict, get_experiment, latest_verdict, mark_judged, move_experiment
 from db.hypotheses import get_hypothesis, note_evidence
 from db.lab import Lab
@@ -268,6 +269,8 @@ class _Judgement:
         ours, theirs = account(treatment), account(baseline)
         our_model, their_model = account(as_served(treatment)), account(as_served(baseline))
         scored = self.scored if weighed else []
+        before = training_seconds(store, [pair.baseline for pair in scored if pair.baseline])
+        after = training_seconds(store, [pair.treatment for pair in scored if pair.treatment])
         found = Found(
             word=word,
             stage=self.stage,
@@ -281,6 +284,7 @@ class _Judgement:
             disturbed=sum(len(disturbed(pair)) for pair in self.found),
             deviation=self.noise.sd if self.noise else 0.0,
             flops_ratio=ours.flops_per_token / theirs.flops_per_token,
+            pace=pace(before, after) if self.stage == "confirm" else None,
             causal=(baseline.causal, treatment.causal),
             beside=self._beside(weighed),
         )
@@ -320,6 +324,8 @@ class _Judgement:
                 "treatment_active_parameters": our_model.active_parameters,
                 "baseline_flops": theirs.flops,
                 "treatment_flops": ours.flops,
+                "baseline_seconds": median(before) if before else None,
+                "treatment_seconds": median(after) if after else None,
                 "cost_seconds": experiment_seconds(store, experiment.id),
                 "cost_kwh": experiment_kwh(store, experiment.id),
             },

@@ -20,7 +20,10 @@ _METHODS: dict[Stage, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a look at an experiment's pairs has found; intervals are (low, high), the guard (effect, low, high)."""
+    """What a look at an experiment's pairs has found; intervals are (low, high), the guard (effect, low, high).
+
+    pace: how many times as long the treatment trains, where that is clear.
+    """
 
     word: Word
     stage: Stage
@@ -34,6 +37,7 @@ class Found:
     disturbed: int
     deviation: float
     flops_ratio: float
+    pace: float | None
     causal: tuple[bool, bool]
     beside: str | None = None
 
@@ -70,6 +74,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         text += f", at {found.flops_ratio:.2f} times the FLOPs a token"
         if found.word == "improved" and found.flops_ratio > 1.0:
             text += " (whether compute alone brought it: ask again with equal_flops)"
+
+    if found.pace is not None:
+        text += f", and takes {found.pace:.2g} times as long to train"
 
     if found.guard is not None:
         text += f"; {_guard_fact(experiment, found, *found.guard)}"

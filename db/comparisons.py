@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
@@ -69,6 +70,21 @@ def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[
         Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
         for (_, seed), arms in by_seed.items()
     ]
+
+
+def training_seconds(store: Store, runs: Sequence[Run]) -> list[float]:
+    """How long each run trained, or the run whose checkpoint it starts from; without those on a disturbed card, and
+    those that nobody timed."""
+    rows = store.rows(
+        """
+        SELECT json_extract(trained.score, '$.train_seconds') AS seconds FROM json_each(?) AS chosen
+        CROSS JOIN runs ON runs.id = chosen.value
+        CROSS JOIN runs AS trained ON trained.id = CASE runs.kind WHEN 'post' THEN runs.needs_run_id ELSE runs.id END
+        WHERE trained.disturbance IS NULL AND json_extract(trained.score, '$.train_seconds') IS NOT NULL
+        """,
+        (to_column([run.id for run in runs]),),
+    )
+    return [float(row["seconds"]) for row in rows]
 
 
 def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_checkpoint: bool) -> list[ScoredPair]:

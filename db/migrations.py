@@ -88,6 +88,16 @@ def m010_pruning(db: Database) -> None:
     _run(db, "ALTER TABLE runs ADD COLUMN beaten_by INTEGER REFERENCES runs (id)")
 
 
+@MIGRATIONS()
+def m011_seconds(db: Database) -> None:
+    """How long a run of either side trained, beside what a verdict says of it; NULL where it is not known."""
+    _run(
+        db,
+        "ALTER TABLE verdicts ADD COLUMN baseline_seconds REAL;\n\n"
+        "ALTER TABLE verdicts ADD COLUMN treatment_seconds REAL",
+    )
+
+
 _DISK = """
 ALTER TABLE attempts ADD COLUMN bytes INTEGER;
 

@@ -221,7 +221,7 @@ class Verdict(Record):
     said: the word to show, since a screening claims nothing and has words of its own (screening). evidence: the e-value
     that the treatment is better; needed: the one at which it is claimed. expected: the true effect to expect, shrunk
     toward what effects have been so far. noise: standard deviation of one pair's difference, known as well as from
-    noise_df degrees of freedom.
+    noise_df degrees of freedom. baseline_seconds, treatment_seconds: how long a run trained, the median over the pairs.
     """
 
     id: int
@@ -258,6 +258,8 @@ class Verdict(Record):
     treatment_active_parameters: int | None
     baseline_flops: float | None
     treatment_flops: float | None
+    baseline_seconds: float | None
+    treatment_seconds: float | None
     cost_seconds: float
     cost_kwh: float | None
     created_at: str

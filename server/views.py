@@ -88,8 +88,13 @@ class VerdictView(View):
     treatment_mean: float | None
     baseline_parameters: int | None
     treatment_parameters: int | None
+    baseline_active_parameters: int | None
+    treatment_active_parameters: int | None
     baseline_flops: float | None
     treatment_flops: float | None
+    baseline_seconds: float | None
+    """median of how long training one run took; machines are shared, so only the sentence says when a ratio is clear"""
+    treatment_seconds: float | None
     cost_seconds: float
     cost_kwh: float | None
     """null: nothing measured it, as on a CPU"""
@@ -253,8 +258,9 @@ def verdict_view(verdict: Verdict) -> VerdictView:
         for name in ("effect", "low", "high", "confidence", "expected", "needed", "baseline_mean", "treatment_mean")
     }
     evidence = None if verdict.evidence is None else float(f"{verdict.evidence:.3g}")
+    seconds = {name: rounded(getattr(verdict, name), 1) for name in ("baseline_seconds", "treatment_seconds")}
     costs = {"cost_seconds": round(verdict.cost_seconds, 1), "cost_kwh": rounded(verdict.cost_kwh)}
-    values = verdict.model_dump() | numbers | costs | {"verdict": verdict.said, "evidence": evidence}
+    values = verdict.model_dump() | numbers | seconds | costs | {"verdict": verdict.said, "evidence": evidence}
     return VerdictView.model_validate(values)
 
 

@@ -6,7 +6,8 @@ VERDICTS = """
 SELECT current_verdicts.experiment_id, experiments.title, experiments.treatment, current_verdicts.said AS verdict,
        current_verdicts.effect, current_verdicts.low, current_verdicts.high, current_verdicts.metric,
        current_verdicts.pairs, current_verdicts.final, current_verdicts.sentence,
-       current_verdicts.cost_seconds, experiments.domain, experiments.proposer
+       current_verdicts.baseline_seconds, current_verdicts.treatment_seconds, current_verdicts.cost_seconds,
+       experiments.domain, experiments.proposer
 FROM current_verdicts CROSS JOIN experiments ON experiments.id = current_verdicts.experiment_id
 ORDER BY CASE current_verdicts.said WHEN 'improved' THEN 0 WHEN 'worse' THEN 1 WHEN 'equivalent' THEN 2
                                     WHEN 'promising' THEN 3 WHEN 'no evidence yet' THEN 4 WHEN 'not promising' THEN 5

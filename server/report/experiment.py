@@ -145,7 +145,7 @@ def _sides(found: Reported, verdict: Verdict) -> Iterator[Block]:
                 count(getattr(verdict, f"{side}_parameters")),
                 count(getattr(verdict, f"{side}_active_parameters")),
                 count(getattr(verdict, f"{side}_flops")),
-                duration(_mean(runs, "train_seconds")),
+                duration(getattr(verdict, f"{side}_seconds")),
                 count(_mean(runs, "train_tokens")),
             )
             for side, runs in sides.items()

@@ -85,6 +85,8 @@ def found(lab: Lab) -> Lab:
         "treatment_parameters": 41_400,
         "baseline_flops": 7.9e9,
         "treatment_flops": 7.9e9,
+        "baseline_seconds": 4.0,
+        "treatment_seconds": 4.0,
     }
     add_verdict(lab.store, verdict_of(improved.id) | stored)
     move_experiment(lab.store, improved.id, "concluded", allowed=["suggested", "queued", "running"])
