@@ -17,7 +17,7 @@ from agents.effort import pairs_for
 from agents.noise import Noise
 from agents.pairs import add_pairs
 from db.experiments import get_experiment
-from db.hypotheses import add_hypothesis, extend_hypothesis, get_hypothesis, list_hypotheses, note_claim
+from db.hypotheses import add_hypothesis, extend_hypothesis, fix_noise, get_hypothesis, list_hypotheses, note_claim
 from db.lab import Lab
 from db.queue import Queued
 from db.records import Claim, Experiment, Hypothesis
@@ -35,7 +35,7 @@ _LOWEST = 1_000_000
 
 
 def register(lab: Lab, experiment: Experiment, noise: Noise | None, guard: Noise | None) -> Hypothesis:
-    """Registers a hypothesis, with the noise that it and its guard are weighed against, and queues its first pairs."""
+    """Registers a hypothesis, and queues its first pairs: as many as a huge effect takes in the noise known now."""
     hypothesis = add_hypothesis(
         lab.store,
         {
@@ -43,19 +43,21 @@ def register(lab: Lab, experiment: Experiment, noise: Noise | None, guard: Noise
             "campaign": _campaign_of(lab, experiment),
             "seeds": [],
             "max_pairs": lab.settings.max_pairs,
-            "noise_sd": None if noise is None else noise.sd,
-            "noise_df": None if noise is None else noise.df,
-            "guard_sd": None if guard is None else guard.sd,
-            "guard_df": None if guard is None else guard.df,
         },
     )
+    at_first_look(lab, hypothesis, noise, guard)
     count = 2 if noise is not None and noise.sd == 0.0 else max(2, pairs_for(lab, HUGE, noise))
     add_confirming_pairs(lab, experiment, min(count, lab.settings.max_pairs))
     return hypothesis
 
 
+def at_first_look(lab: Lab, hypothesis: Hypothesis, noise: Noise | None, guard: Noise | None) -> Hypothesis:
+    """The hypothesis with the noise that it and its guard are weighed against from now on."""
+    return fix_noise(lab.store, hypothesis, noise=_columns(noise), guard=_columns(guard))
+
+
 def noise_known(hypothesis: Hypothesis) -> tuple[Noise | None, Noise | None]:
-    """What was known of the noise of the metric, and of its guard, when the hypothesis was registered."""
+    """What was known of the noise of the metric, and of its guard, at the first look at the hypothesis's pairs."""
     return _noise(hypothesis.noise_sd, hypothesis.noise_df), _noise(hypothesis.guard_sd, hypothesis.guard_df)
 
 
@@ -119,6 +121,10 @@ def go_on(lab: Lab, experiment_id: int) -> list[Queued]:
     experiment = get_experiment(lab.store, experiment_id)
     again = add_pairs(lab, experiment, hypothesis.seeds, "confirm")
     return again + add_confirming_pairs(lab, experiment, 1)
+
+
+def _columns(noise: Noise | None) -> tuple[float, float] | None:
+    return None if noise is None else (noise.sd, noise.df)
 
 
 def _noise(sd: float | None, df: float | None) -> Noise | None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from agents.class_noise import effects_of, noise_here
-from agents.confirmation import add_confirming_pairs, needed, new_claims, noise_known, register
+from agents.confirmation import add_confirming_pairs, at_first_look, needed, new_claims, noise_known, register
 from agents.effort import pairs_for, quote
 from agents.evidence import bounded
 from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
@@ -106,10 +106,7 @@ class _Judgement:
 
     def screen(self) -> Verdict:
         """Promising or not; and if it is, on to its confirmation."""
-        self.noise = noise_here(self.lab, self.experiment, self.experiment.metric)
-        if self.experiment.guard_metric is not None:
-            self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric)
-
+        self._see_noise()
         if self.lost:
             return self._after_screening("not promising", None, _why_lost(self.lost[0]))
 
@@ -119,7 +116,13 @@ class _Judgement:
 
     def confirm(self, hypothesis: Hypothesis) -> Verdict:
         """Improved, worse, equivalent, or another pair."""
-        self.noise, self.guard_noise = noise_known(hypothesis)
+        previous = latest_verdict(self.lab.store, self.experiment.id)
+        if previous is None or previous.stage != "confirm":
+            self._see_noise()
+            hypothesis = at_first_look(self.lab, hypothesis, self.noise, self.guard_noise)
+        else:
+            self.noise, self.guard_noise = noise_known(hypothesis)
+
         differences = self._differences(self.experiment.metric)
         guard = self._guard()
         values = e_values(
@@ -163,6 +166,11 @@ class _Judgement:
         """The verdict of an experiment that could be claimed only after it was concluded."""
         self.noise, self.guard_noise = noise_known(hypothesis)
         return self._decide(hypothesis, self._differences(self.experiment.metric), self._guard())
+
+    def _see_noise(self) -> None:
+        self.noise = noise_here(self.lab, self.experiment, self.experiment.metric)
+        if self.experiment.guard_metric is not None:
+            self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric)
 
     def _outlook(self, weighed: Weighed | None) -> tuple[Screening, str | None]:
         guard = self._guard()

@@ -44,6 +44,17 @@ def extend_hypothesis(store: Store, hypothesis: Hypothesis, *, seeds: Sequence[i
     return Hypothesis.of(store.rows("SELECT * FROM hypotheses WHERE id = ?", (hypothesis.id,))[0])
 
 
+def fix_noise(
+    store: Store, hypothesis: Hypothesis, *, noise: tuple[float, float] | None, guard: tuple[float, float] | None
+) -> Hypothesis:
+    """Notes the noise, deviation and degrees of freedom, that the metric and its guard are weighed against for good."""
+    store.execute(
+        "UPDATE hypotheses SET noise_sd = ?, noise_df = ?, guard_sd = ?, guard_df = ?, updated_at = ? WHERE id = ?",
+        (*(noise or (None, None)), *(guard or (None, None)), utc_now(), hypothesis.id),
+    )
+    return Hypothesis.of(store.rows("SELECT * FROM hypotheses WHERE id = ?", (hypothesis.id,))[0])
+
+
 def note_evidence(store: Store, hypothesis: Hypothesis, values: Mapping[Claim, float]) -> None:
     """Writes the e-values that all pairs so far come to. Those that a claim rests on stay as they were."""
     store.execute(

@@ -268,8 +268,8 @@ class Verdict(Record):
 class Hypothesis(Record):
     """A promising experiment that is put to the test on new pairs, and how far the evidence has come.
 
-    `seeds` were drawn by the lab, one a pair. noise_sd and noise_df are what was known of the class when it was
-    registered, guard_sd and guard_df the same of its guard metric: the evidence needs them fixed. improved, worse and
+    `seeds` were drawn by the lab, one a pair. noise_sd and noise_df are what was known of the class at the first look
+    at its pairs, guard_sd and guard_df the same of its guard metric: the evidence needs them fixed. improved, worse and
     equivalent are e-values; a claim, over its campaign and over the lab's whole life, is never taken back.
     """
 

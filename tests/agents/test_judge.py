@@ -235,6 +235,33 @@ def test_the_more_is_registered_the_more_a_claim_needs_and_each_claim_helps_the_
         assert (hypothesis.claim or "no evidence yet") == verdict.said
 
 
+def test_the_noise_is_fixed_at_the_first_look_at_new_pairs_by_all_that_is_known_then(lab: Lab, runner: Runner) -> None:
+    """What the lab learns while the first new pairs train counts; what it learns after the first look does not."""
+    first = promising(lab, runner)
+    registered = list_hypotheses(lab.store)[0]
+    assert registered.noise_df is not None
+    for beta1 in (0.8, 0.85):
+        enqueue(lab, [approved(lab, {"beta1": beta1}).id], priority=5)
+        work_off(lab, runner, lr_matters, most=3)  # a probe and two treatments; the baselines are there
+        mind.work(lab)
+
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    looked = list_hypotheses(lab.store)[0]
+    assert looked.noise_df is not None
+    assert looked.noise_df > registered.noise_df
+    verdict = verdict_of(lab, first)
+    assert (verdict.stage, verdict.noise, verdict.noise_df) == ("confirm", looked.noise_sd, looked.noise_df)
+
+    settled(lab, runner, first, lr_matters)
+    enqueue(lab, [approved(lab, {"beta1": 0.7}).id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    enqueue(lab, [first.id])
+    settled(lab, runner, first, lr_matters)
+    assert (list_hypotheses(lab.store)[0].noise_sd, verdict_of(lab, first).noise) == (looked.noise_sd, looked.noise_sd)
+
+
 @pytest.mark.parametrize(("campaign", "names"), [("night 7", ["night 7"]), ("cycle", ["lab"])])
 def test_a_campaign_has_the_name_that_the_configuration_gives_it(
     configured: Callable[[str], Lab], register: Callable[[Lab], Runner], campaign: str, names: list[str]

@@ -56,10 +56,12 @@ def approved(lab: Lab, treatment: Mapping[str, Any], **columns: Any) -> Experime
     return get_experiment(lab.store, experiment.id)
 
 
-def work_off(lab: Lab, runner: Runner, scorer: Scorer, *, probe: Mapping[str, Any] | None = None) -> list[Claim]:
-    """Does every run that can be claimed, as a daemon would."""
-    done = []
-    while claim := claim_run(lab.store, runner, now(), lease_seconds=30.0):
+def work_off(
+    lab: Lab, runner: Runner, scorer: Scorer, *, probe: Mapping[str, Any] | None = None, most: int | None = None
+) -> list[Claim]:
+    """Does every run that can be claimed, or the first `most`, as a daemon would."""
+    done: list[Claim] = []
+    while len(done) != most and (claim := claim_run(lab.store, runner, now(), lease_seconds=30.0)):
         done.append(claim)
         if claim.run.kind == "probe":
             outcome = Outcome(status="completed", score=probe or {"passed": True, "acts": {}, "causal": True})
