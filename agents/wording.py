@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from db.formats import places, span
 from db.records import Experiment, Screening, Stage, Verdict, Word
 
 _METHODS: dict[Stage, str] = {
@@ -101,9 +102,18 @@ def together(experiment_id: int, alone: Verdict | None, low: float, high: float)
     if alone is None or alone.low is None or alone.high is None or alone.effect is None:
         return None
 
-    found = "the two interact" if low > alone.high or high < alone.low else "no sign of an interaction"
-    span = f"{alone.effect:+.3f} [{alone.low:+.3f}, {alone.high:+.3f}]"
-    return f"{found}, alone (experiment {experiment_id}) it was {span}"
+    found = interaction(alone, low, high)
+    was = span(alone.effect, alone.low, alone.high, alone.noise).replace("−", "-")  # as the sentence writes numbers
+    return f"{found}, alone (experiment {experiment_id}) it was {was}"
+
+
+def interaction(alone: Verdict | None, low: float | None, high: float | None) -> str | None:
+    """Whether an effect on top of a champion, with this interval, is another one than that found alone; None where one
+    of them is not known."""
+    if alone is None or alone.low is None or alone.high is None or low is None or high is None:
+        return None
+
+    return "the two interact" if low > alone.high or high < alone.low else "no sign of an interaction"
 
 
 def _span(found: Found, effect: float, low: float, high: float) -> str:
@@ -113,14 +123,6 @@ def _span(found: Found, effect: float, low: float, high: float) -> str:
 
 def _bound(value: float, decimals: int) -> str:
     return f"{value:+,.{decimals}f}" if math.isfinite(value) else "-∞" if value < 0 else "+∞"
-
-
-def places(deviation: float, value: float | None) -> int:
-    """Decimals worth writing of a value, given how much one pair's difference varies."""
-    if value is not None and abs(value) >= 100.0:
-        return 0
-
-    return max(2, min(5, 1 - math.floor(math.log10(max(deviation, 1e-9)))))
 
 
 def _guard_fact(experiment: Experiment, found: Found, effect: float, low: float, high: float) -> str:

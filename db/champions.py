@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from db.clock import utc_now
 from db.events import add_event
-from db.records import Champion, Experiment
+from db.experiments import latest_verdict
+from db.records import Champion, Experiment, Verdict
 from db.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """The question whether the gain of one experiment adds to a champion, which `champion_experiment_id` confirmed.
+
+    `verdict` is of both together, `alone` that of the gain by itself.
+    """
+
+    experiment: Experiment
+    champion_experiment_id: int
+    verdict: Verdict | None
+    alone: Verdict | None
 
 
 def list_champions(store: Store, preset: str | None = None, hardware_class: str | None = None) -> list[Champion]:
@@ -56,6 +71,25 @@ def combines(store: Store, champion_id: int, experiment_id: int) -> bool:
             (champion_id, experiment_id),
         )
     )
+
+
+def list_combinations(store: Store) -> list[Combination]:
+    """All questions whether a gain adds to a champion, oldest first."""
+    rows = store.rows(
+        """
+        SELECT experiments.*, champions.experiment_id AS champion_experiment_id
+        FROM experiments JOIN champions ON champions.id = experiments.on_champion_id ORDER BY experiments.id
+        """
+    )
+    return [
+        Combination(
+            experiment=Experiment.of(row),
+            champion_experiment_id=row["champion_experiment_id"],
+            verdict=latest_verdict(store, row["id"]),
+            alone=latest_verdict(store, row["combines_id"]),
+        )
+        for row in rows
+    ]
 
 
 def note_combination(store: Store, experiment_id: int, *, champion_id: int, combined_id: int) -> None:

@@ -1,15 +1,19 @@
-"""Pictures as inline SVG: curves of runs, effects with their intervals. Colours are in the style sheet of the page."""
+"""Pictures as inline SVG: curves of runs, effects with their intervals. Colours are in pictures.css."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from markupsafe import Markup
 
 from db.formats import count
 from db.queries import CurvePoint
+
+STYLES = Path(__file__).with_name("pictures.css")
+"""What every page and file that shows these pictures has to contain."""
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 300, 120, 40, 16, 6
 

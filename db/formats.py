@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,27 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def signed(value: float | None, digits: int = 4) -> str:
     """A difference, with its sign."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def places(deviation: float | None, value: float | None) -> int:
+    """Decimals worth writing of a value, given how much one pair's difference varies."""
+    if value is not None and abs(value) >= 100.0:
+        return 0
+
+    return max(2, min(5, 1 - math.floor(math.log10(max(deviation or 0.0, 1e-9)))))
+
+
+def span(effect: float | None, low: float | None, high: float | None, deviation: float | None) -> str:
+    """An effect with its interval, such as −0.0213 [−0.0301, −0.0125]; an end that is None is infinitely far."""
+    if effect is None:
+        return "–"
+
+    ends = [
+        infinity if end is None else signed(end, places(deviation, end))
+        for end, infinity in ((low, "−∞"), (high, "+∞"))
+    ]
+    return f"{signed(effect, places(deviation, effect))} [{', '.join(ends)}]"
 
 
 def count(value: float | None) -> str:

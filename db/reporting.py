@@ -12,10 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from db.cards import experiment_kwh, lab_kwh
+from db.champions import Combination, list_combinations
 from db.comparisons import Pair, pairs
 from db.experiments import get_experiment, latest_verdict
 from db.hypotheses import get_hypothesis
 from db.interactions import experiment_usd
+from db.lineage import Lineage, read_lineages
 from db.queries import CurvePoint, curve, experiment_seconds, probe_runs, tally
 from db.records import Claim, Experiment, Hypothesis, Run, Verdict
 from db.store import Store
@@ -106,6 +108,8 @@ class ReportedLab:
     families: list[Family]
     unclaimed: list[tuple[Hypothesis, str]]
     """registered, decided or not, and never claimed: the hypothesis and its experiment's title"""
+    lineages: list[Lineage]
+    combinations: list[Combination]
     ended: list[Ended]
     runs: dict[str, int]
     made_with: list[dict[str, Any]]
@@ -171,6 +175,8 @@ def read_lab(store: Store) -> ReportedLab:
                 (MOST,),
             )
         ],
+        lineages=read_lineages(store, newest=MOST),
+        combinations=list_combinations(store),
         ended=_ended(store),
         runs=tally(store, "runs"),
         made_with=store.rows(

@@ -15,8 +15,8 @@ from rich.table import Table
 from agents.agreement import Agreement, compare
 from agents.hands import register, start_runner, stop_runners
 from agents.reproduction import changes_since, ended_pairs, queue_again
-from agents.wording import places
 from db.errors import RefusedError
+from db.formats import places
 from db.lab import Lab
 from db.processes import adopt_orphans, kill_children, write_atomically
 from db.queue import get_run
@@ -126,7 +126,7 @@ def _table(agreement: Agreement) -> Table:
     for name in ("seed", "stage", "side", agreement.metric, "again", ""):
         table.add_column(name, justify="right" if name in (agreement.metric, "again") else "left")
 
-    decimals = 1 + places(agreement.verdict.noise or 0.0, None)
+    decimals = 1 + places(agreement.verdict.noise, None)
     for run in agreement.runs:
         shown = [
             status if value is None else f"{value:.{decimals}f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def test_imported_package_is_this_repositorys_folder(room: str) -> None:
     spec = importlib.util.find_spec(room)
     assert spec is not None
     assert [Path(place).resolve() for place in spec.submodule_search_locations or []] == [(ROOT / room).resolve()]
+
+
+def test_every_package_is_part_of_what_is_installed() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = [path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
+    assert sorted(declared) == sorted(".".join(folder.parts) for folder in there)
 
 
 @pytest.mark.parametrize("room", [*ROOMS, "tests", "benchmarks"])

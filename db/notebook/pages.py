@@ -14,13 +14,16 @@ from db.cards import experiment_kwh, run_kwh
 from db.draw import Series, common_reach, draw_curves, draw_interval, widest
 from db.experiments import get_experiment, latest_verdict, list_insights
 from db.interactions import experiment_usd
+from db.lineage import Lineage, read_lineages
 from db.notebook.canned import VERDICTS
-from db.notebook.lineage import Lineage, read_lineages
 from db.queue import get_run
 from db.records import Attempt, Event, Experiment, ExperimentStatus, Insight, Review, Run, Value, Verdict
 from db.store import Store, snapshot
 
 MOST_VERDICTS = 25
+NEWEST = 30
+"""Champions that are drawn."""
+
 CURVES = ("train_loss", "val_bpb")
 _MISSING = "not set"
 
@@ -115,7 +118,7 @@ def read_front(path: Path) -> Front:
         return Front(
             overview=queries.overview(store),
             known=[_known(row, reach) for row in rows],
-            lineages=read_lineages(store),
+            lineages=read_lineages(store, newest=NEWEST),
             insights=list_insights(store, limit=8),
             open=_open_experiments(store, limit=12),
             events=_events(store, "ORDER BY id DESC LIMIT 12"),

@@ -12,6 +12,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from pluggy import HookimplMarker
 
+from db.draw import STYLES
 from db.formats import FILTERS, badge, chips
 from db.notebook.canned import QUERIES
 from db.notebook.pages import read_experiment, read_front, read_run
@@ -34,8 +35,9 @@ def canned_queries(datasette: Any, database: str) -> dict[str, dict[str, object]
 
 @hookimpl
 def prepare_jinja2_environment(env: Environment) -> None:
-    """The filters that templates write numbers with."""
+    """The filters that templates write numbers with, and the styles of what db/ draws."""
     env.filters.update(FILTERS)
+    env.globals["picture_styles"] = Markup(STYLES.read_text(encoding="utf-8"))
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from db.draw import Effect, draw_forest
 from db.formats import plain
 from db.reporting import Line, ReportedLab
 from moe.config import KNOBS
+from server.report.champions import champions
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
 from server.report.methods import METHODS, error_control
 from server.report.numbers import cost, difference, e_value, effect_of, level, span
@@ -22,6 +23,7 @@ def lab_document(found: ReportedLab) -> Document:
     blocks = [
         *_findings(found),
         *_forests(found),
+        *champions(found),
         *_table(found),
         *_unclaimed(found),
         *_ended(found),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from agents.wording import places
+from db import formats
 from db.draw import Effect
-from db.formats import count, duration, energy
+from db.formats import count, duration, energy, places, signed
 from db.records import Verdict
 from db.reporting import Cost
 
@@ -29,25 +29,17 @@ def effect_of(verdict: Verdict, label: str) -> Effect | None:
 
 def span(verdict: Verdict) -> str:
     """The effect with its interval; a dash without one."""
-    if verdict.effect is None:
-        return "–"
-
-    low = "−∞" if verdict.low is None else difference(verdict, verdict.low)
-    high = "+∞" if verdict.high is None else difference(verdict, verdict.high)
-    return f"{difference(verdict, verdict.effect)} [{low}, {high}]"
+    return formats.span(verdict.effect, verdict.low, verdict.high, verdict.noise)
 
 
 def difference(verdict: Verdict, value: float | None) -> str:
     """A difference of the verdict's metric, or of its guard."""
-    if value is None:
-        return "–"
-
-    return f"{value:+,.{places(verdict.noise or 0.0, value)}f}".replace("-", "−")
+    return signed(value, places(verdict.noise, value))
 
 
 def level(verdict: Verdict, value: float | None) -> str:
     """A value of the verdict's metric, such as a mean."""
-    return "–" if value is None else f"{value:,.{places(verdict.noise or 0.0, value)}f}"
+    return "–" if value is None else f"{value:,.{places(verdict.noise, value)}f}"
 
 
 def e_value(value: float | None) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from db.draw import STYLES
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
 
-STYLE = Path(__file__).with_name("report.css")
+OWN = Path(__file__).with_name("report.css")
 
 
 def as_markdown(document: Document) -> str:
@@ -26,7 +27,7 @@ def as_html(document: Document) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<title>{title}</title>\n<style>\n{style}</style>\n"
         '<main>\n<p class="above">{above}</p>\n<h1>{title}</h1>\n{body}\n</main>\n</html>\n'
-    ).format(title=document.title, above=document.above, style=Markup(STYLE.read_text()), body=body)
+    ).format(title=document.title, above=document.above, style=Markup(STYLES.read_text() + OWN.read_text()), body=body)
 
 
 def as_svg(picture: Picture) -> str:
@@ -34,7 +35,7 @@ def as_svg(picture: Picture) -> str:
     start = '<svg xmlns="http://www.w3.org/2000/svg"'
     alone = str(picture.svg).replace("<svg", start, 1)
     end = alone.index(">") + 1
-    return f"{alone[:end]}<style>{STYLE.read_text()}</style>{alone[end:]}\n"
+    return f"{alone[:end]}<style>{STYLES.read_text()}</style>{alone[end:]}\n"
 
 
 def _markdown_of(block: Block) -> str:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from db.draw import Effect, common_reach, widest
 from db.errors import RefusedError
+from db.lineage import BOX, HEIGHT, INDENT, Step, layout, size
 from db.reporting import Curves
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_BYTES = 200_000
@@ -93,6 +95,41 @@ def plot_curves(curves: Sequence[Curves], path: Path) -> None:
         axes.legend(fontsize=8, frameon=False)
 
     _finish(figure, path)
+
+
+def plot_lineage(steps: Sequence[Step], path: Path) -> None:
+    """The tree of champions, as db/lineage.py draws it.
+
+    Raises:
+        PlotsUnavailableError: matplotlib is not installed.
+    """
+    placed = layout(steps)
+    width, height = size(placed)
+    figure = _figure(9.0, 9.0 * height / width)
+    axes = figure.add_subplot()
+    axes.set_xlim(-6.0, width)
+    axes.set_ylim(height, -4.0)
+    axes.set_axis_off()
+    for spot in placed:
+        step, x, y = spot.step, spot.x, spot.y
+        right, low, middle = x + BOX, y + HEIGHT, y + HEIGHT / 2
+        edge, line = ("#12805c", 1.6) if spot.best else ("#c5c8d8", 0.8)
+        axes.plot([x, right, right, x, x], [y, y, low, low, y], color=edge, linewidth=line)
+        _write(axes, x + 10, y + 13, step.changes[:46], "#1d2030", 8.0)
+        _write(axes, x + 10, y + 31, step.expected, "#61677c", 7.0)
+        if spot.parent is not None:
+            down = spot.parent.x + INDENT / 2
+            axes.plot([down, down, x], [spot.parent.y + HEIGHT, middle, middle], color="#61677c", linewidth=0.8)
+            word = step.verdict or "no verdict"
+            _write(axes, right + 14, middle - 9, f"{word} {step.found}", _COLOURS.get(word, _OPEN), 8.0)
+            _write(axes, right + 14, middle + 9, f"experiment {step.experiment_id}: {step.title}"[:56], "#61677c", 7.0)
+
+    _finish(figure, path)
+
+
+def _write(axes: Axes, x: float, y: float, text: str, colour: str, size: float) -> None:
+    # parse_math: a title may hold dollar signs
+    axes.text(x, y, text, color=colour, fontsize=size, verticalalignment="center", parse_math=False)
 
 
 def _figure(width: float, height: float) -> Figure:

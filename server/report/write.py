@@ -13,7 +13,7 @@ from server.report.document import Document, Finding, Paragraph, Picture
 from server.report.experiment import effects, experiment_document
 from server.report.lab import forests, lab_document
 from server.report.pages import as_html, as_markdown, as_svg
-from server.report.plots import PlotsUnavailableError, plot_curves, plot_forest
+from server.report.plots import PlotsUnavailableError, plot_curves, plot_forest, plot_lineage
 
 _MOST_SENTENCES = 12
 
@@ -44,12 +44,14 @@ def write_report(lab: Lab, experiment_id: int | None, *, images: bool = True) ->
             document = lab_document(of_lab)
             plots = {f"forest-{metric}": (rows, metric) for metric, rows in forests(of_lab).items()}
             curves = []
+            trees = [lineage.steps for lineage in of_lab.lineages]
         else:
             of_one = read_experiment(store, experiment_id)
             document = experiment_document(of_one)
             rows = effects(of_one)
             plots = {"forest": (rows, of_one.experiment.metric)} if rows else {}
             curves = [item for item in of_one.curves if any(item.seeds.values())]
+            trees = []
 
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob("*.svg"), *folder.glob("*.png")):
@@ -71,6 +73,10 @@ def write_report(lab: Lab, experiment_id: int | None, *, images: bool = True) ->
         if images and curves:
             plot_curves(curves, folder / "curves.png")
             made.append(folder / "curves.png")
+
+        for number, steps in enumerate(trees if images else (), start=1):
+            plot_lineage(steps, folder / f"lineage-{number}.png")
+            made.append(folder / f"lineage-{number}.png")
     except PlotsUnavailableError as error:
         missing = str(error)
 

@@ -1,10 +1,10 @@
-"""The tree of champions, drawn from rows."""
+"""The tree of champions, laid out and drawn from rows."""
 
 from __future__ import annotations
 
 import re
 
-from db.notebook.lineage import Step, draw_tree
+from db.lineage import Step, draw_tree, layout
 
 
 def step(key: int, parent: int | None, gain: float = 0.0, *, knob: str = "lr", word: str = "improved") -> Step:
@@ -19,7 +19,11 @@ def step(key: int, parent: int | None, gain: float = 0.0, *, knob: str = "lr", w
         title="<b>",
         baseline={knob: 0.006},
         treatment=None if parent is None else {knob: 0.01},
-        verdict=word,
+        verdict=None if parent is None else word,
+        effect=None if parent is None else -0.02134,
+        low=-0.03011,
+        high=None,
+        noise=0.006,
     )
 
 
@@ -34,9 +38,21 @@ def test_a_config_stands_below_what_it_grew_from_and_the_best_stands_out() -> No
         ("config", "1", "225"),
     ]
     assert drawn.count('class="edge"') == 3
-    assert 'href="lab/experiments/30"><title>&lt;b&gt;' in drawn
     assert "lr 0.006 → 0.01" in drawn
     assert "−0.0500 val_bpb to expect in all" in drawn
+
+
+def test_an_edge_says_what_its_experiment_found_and_links_to_it_where_there_are_pages() -> None:
+    steps = [step(1, None), step(2, 1)]
+    drawn = str(draw_tree(steps, "lab/experiments/"))
+    assert 'href="lab/experiments/20"><title>&lt;b&gt;' in drawn
+    assert "−0.0213 [−0.0301, +∞]" in drawn
+    assert "href" not in str(draw_tree(steps))
+
+
+def test_gains_over_different_baselines_are_not_compared() -> None:
+    placed = layout([step(1, None), step(2, 1, 0.03), step(3, None), step(4, 3, 0.02), step(5, 3, 0.02)])
+    assert [spot.step.id for spot in placed if spot.best] == [2, 4]
 
 
 def test_a_lineage_that_is_cut_off_begins_with_what_is_left() -> None:
