@@ -30,7 +30,7 @@ def champions(found: ReportedLab) -> Iterator[Block]:
     if found.combinations:
         yield Heading(text="Interactions that were tested")
         yield Table(
-            columns=("#", "gain of", "on top of", "verdict", "interaction", "alone", "on top"),
+            columns=("#", "gain of #", "on top of #", "verdict", "interaction", "alone", "on top"),
             rows=[_combination(item) for item in found.combinations],
             numbers=2,
         )
@@ -74,8 +74,8 @@ def _combination(item: Combination) -> tuple[str, ...]:
 
     return (
         str(item.experiment.id),
-        f"#{item.experiment.combines_id}",
-        f"#{item.champion_experiment_id}",
+        str(item.experiment.combines_id),
+        str(item.champion_experiment_id),
         item.experiment.status.replace("_", " ") if verdict is None else verdict.said,
         found or "not known yet",
         "–" if alone is None else span(alone),
