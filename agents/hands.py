@@ -28,12 +28,14 @@ _IN_WORDS: dict[RunnerMode, str] = {
 
 
 def register(lab: Lab, *, wait_seconds: float = 10.0) -> Runner:
-    """The runner that new runs are meant for; the first time, a short child process looks what card is there.
+    """The runner that new runs are meant for; the first time, or for another number of processes, a short child process
+    looks what card is there.
 
     Raises:
         RefusedError: the look failed; the message holds what it said.
     """
-    if target_runner(lab) is None:
+    runner = target_runner(lab)
+    if runner is None or (runner.processes != lab.settings.runner.processes and not alive_runners(lab)):
         look_for_card(lab, wait_seconds=wait_seconds)
 
     runner = target_runner(lab)
@@ -71,8 +73,11 @@ def look_for_card(lab: Lab, *, wait_seconds: float = 10.0) -> str:
 
 
 def target_runner(lab: Lab) -> Runner | None:
-    """The runner that new runs are meant for: a card before a CPU, then the one last heard of."""
-    return min(list_runners(lab.store), key=lambda runner: runner.device != "cuda", default=None)
+    """The runner that new runs are meant for: a card before a CPU, then one that has as many processes as the
+    configuration says, then the one last heard of."""
+    wanted = lab.settings.runner.processes
+    runners = list_runners(lab.store)
+    return min(runners, key=lambda runner: (runner.device != "cuda", runner.processes != wanted), default=None)
 
 
 def is_alive(lab: Lab, runner: Runner) -> bool:

@@ -24,6 +24,7 @@ from moe.fingerprint import pin
 from moe.precision import Precision, precision_on
 from moe.presets import PRESETS
 from moe.roofline import T4, speed
+from moe.schedule import micro_batch_rows
 from moe.texts import CorpusError
 
 CARD_FLOPS = 13e12
@@ -50,7 +51,9 @@ class Base(BaseModel):
 class Preflight(BaseModel):
     """What one config costs on one runner: memory in bytes, seconds for a whole run. No `problems`: it may run.
 
-    The figures for a T4 are predictions of moe/accounting.py and moe/roofline.py, None where a T4 cannot compute it.
+    Memory is that of each of the `processes` that train together, and what each may have. `seconds` is None where
+    nothing is known, as of several cards before the first run. The figures for a T4 are predictions for one card, of
+    moe/accounting.py and moe/roofline.py, None where a T4 cannot compute it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +65,7 @@ class Preflight(BaseModel):
     memory_bytes: int
     memory_available_bytes: int | None
     micro_batch_size: int
+    processes: int
     seconds: float | None
     t4_memory_bytes: int
     t4_tokens_per_second: float | None
@@ -99,7 +103,8 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
     """Accounts for `config` on `runner`; without one, for a CPU of this machine's size, without a memory limit."""
     limits = lab.settings.gpu_optimization
     precision = precision_for(config, runner)
-    available = int(runner.memory_bytes * limits.memory_safety_margin) if runner else None
+    processes = runner.processes if runner else 1
+    available = int(runner.memory_bytes * runner.memory_share * limits.memory_safety_margin) if runner else None
     problems = [
         f"{name}={value} is over the limit {limit} ({key} in gpu_optimization)"
         for name, value, limit, key in (
@@ -119,11 +124,13 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
         )
 
     fitted = config if micro is None else apply(config, {"micro_batch_size": micro})
+    rows = micro_batch_rows(fitted, config.batch_size, processes)
+    fitted = fitted.model_copy(update={"micro_batch_size": rows})
     cost = account(config)
     rate = flops_per_second(lab.store, runner.hardware_class) if runner else None
     rate = rate or _expected_flops(fitted, runner, precision)
     around = seconds_around_training(lab.store, runner.hardware_class) if runner else None
-    training = config.budget_seconds if cost.flops is None else cost.flops / rate
+    training = config.budget_seconds if cost.flops is None else rate and cost.flops / rate
     seconds = None if training is None else training + (START_SECONDS if around is None else around)
     return Preflight(
         parameters=cost.parameters,
@@ -133,6 +140,7 @@ def preflight(lab: Lab, config: Config, runner: Runner | None) -> Preflight:
         memory_bytes=peak_memory_bytes(fitted, precision),
         memory_available_bytes=available,
         micro_batch_size=fitted.micro_batch_size,
+        processes=processes,
         seconds=seconds,
         t4_memory_bytes=peak_memory_bytes(config, precision_on("cuda", config.precision)),
         t4_tokens_per_second=None if config.precision == "bf16" else speed(config).tokens_per_second,
@@ -152,9 +160,12 @@ def _smallest(config: Config, precision: Precision) -> int:
     return peak_memory_bytes(apply(config, {"micro_batch_size": config.routing_group}), precision)
 
 
-def _expected_flops(config: Config, runner: Runner | None, precision: Precision) -> float:
+def _expected_flops(config: Config, runner: Runner | None, precision: Precision) -> float | None:
     if runner is None or runner.device == "cpu":
         return CPU_FLOPS_PER_CORE * _cores(runner)
+
+    if runner.cards > 1:  # what the sums of gradients between them cost has never been measured
+        return None
 
     if "T4" in runner.device_name and precision in T4.matmul_flops:
         return speed(config).tokens_per_second * account(config).flops_per_token
@@ -163,4 +174,4 @@ def _expected_flops(config: Config, runner: Runner | None, precision: Precision)
 
 
 def _cores(runner: Runner | None) -> int:
-    return runner.threads if runner else os.cpu_count() or 1
+    return runner.threads * runner.processes if runner else os.cpu_count() or 1

@@ -20,15 +20,17 @@ class Usage:
 def usage(store: Store, stamp: str) -> Usage:
     """What was used between the midnight before `stamp` (UTC, as utc_now() writes it) and then, on all devices.
 
-    Hours in which an attempt held its device count whole, on a CPU as well; two cards at once count twice.
+    Hours in which an attempt held its device count whole, on a CPU as well; two cards at once count twice, also where
+    they train one run together.
     """
     hours = store.value(
         """
-        SELECT coalesce(sum(julianday(min(coalesce(ended_at, :now), :now)) - julianday(max(started_at, :day))), 0.0)
-               * 24.0
-        FROM (SELECT started_at, ended_at FROM attempts WHERE status = 'live'
+        SELECT coalesce(sum(runners.cards * (julianday(min(coalesce(held.ended_at, :now), :now))
+                                             - julianday(max(held.started_at, :day)))), 0.0) * 24.0
+        FROM (SELECT runner_id, started_at, ended_at FROM attempts WHERE status = 'live'
               UNION ALL
-              SELECT started_at, ended_at FROM attempts WHERE ended_at >= :day)
+              SELECT runner_id, started_at, ended_at FROM attempts WHERE ended_at >= :day) AS held
+        JOIN runners ON runners.id = held.runner_id
         """,
         {"now": stamp, "day": stamp[:10]},
     )

@@ -196,6 +196,16 @@ def _check_runners(folder: Path, store: Store) -> Iterator[Check]:
         else:
             yield Check(name=name, level="ok", says="not running; blueberry run starts it")
 
+    known = {runner.hardware_class for runner in runners}
+    for row in store.rows("SELECT hardware_class, count(*) AS runs FROM runs WHERE status = 'queued' GROUP BY 1"):
+        if row["hardware_class"] not in known:
+            yield Check(
+                name="queue",
+                level="warning",
+                says=f"{row['runs']} queued for {row['hardware_class']}, which this lab no longer has",
+                fix="set [runner] back (processes, device) and restart it, or cancel them and enqueue again",
+            )
+
 
 def _check_attempts(folder: Path, store: Store) -> Iterator[Check]:
     at = now()

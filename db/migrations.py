@@ -98,6 +98,12 @@ def m011_seconds(db: Database) -> None:
     )
 
 
+@MIGRATIONS()
+def m012_processes(db: Database) -> None:
+    """How many processes train a run together, and on how many cards; every hour of a run counts once for each card."""
+    _run(db, _PROCESSES)
+
+
 _DISK = """
 ALTER TABLE attempts ADD COLUMN bytes INTEGER;
 
@@ -108,6 +114,13 @@ CREATE INDEX attempts_weights ON attempts (id) WHERE weights_bytes > 0;
 CREATE INDEX attempts_unmeasured ON attempts (id) WHERE bytes IS NULL AND status != 'live';
 
 CREATE INDEX IF NOT EXISTS runs_needs ON runs (needs_run_id) WHERE needs_run_id IS NOT NULL;
+
+"""
+
+_PROCESSES = """
+ALTER TABLE runners ADD COLUMN cards INTEGER NOT NULL DEFAULT 1;
+
+ALTER TABLE runners ADD COLUMN processes INTEGER NOT NULL DEFAULT 1;
 
 """
 

@@ -187,12 +187,14 @@ def probe_runs(store: Store, experiment_id: int) -> list[Run]:
 
 
 def experiment_seconds(store: Store, experiment_id: int) -> float:
-    """Wall-clock seconds that the attempts of an experiment's runs took, shared runs in full."""
+    """Seconds of a device that the attempts of an experiment's runs took, shared runs in full, each card by itself."""
     return float(
         store.value(
             """
-            SELECT coalesce(sum((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0), 0.0)
+            SELECT coalesce(sum((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0
+                                * runners.cards), 0.0)
             FROM experiment_runs JOIN attempts ON attempts.run_id = experiment_runs.run_id
+            JOIN runners ON runners.id = attempts.runner_id
             WHERE experiment_runs.experiment_id = ? AND attempts.ended_at IS NOT NULL
             """,
             (experiment_id,),

@@ -124,7 +124,10 @@ class Review(Record):
 
 
 class Runner(Record):
-    """One card, or the CPU of one host, and the daemon that drives it."""
+    """One card, the cards that train together, or the CPU of one host, and the daemon that drives it.
+
+    `memory_bytes` is that of each card, or of the host; `threads` those of each of the `processes` that train a run.
+    """
 
     id: int
     hostname: str
@@ -136,6 +139,8 @@ class Runner(Record):
     hardware_class: str
     memory_bytes: int
     threads: int
+    cards: int
+    processes: int
     status: Literal["registered", "running", "stopped"]
     pid: int | None
     boot_id: str | None
@@ -143,6 +148,11 @@ class Runner(Record):
     mode: RunnerMode
     started_at: str
     heartbeat_at: str
+
+    @property
+    def memory_share(self) -> float:
+        """The part of `memory_bytes` that each training process may have: a card is its own, a host is shared."""
+        return self.cards / self.processes
 
 
 class Run(Record):

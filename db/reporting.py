@@ -189,8 +189,9 @@ def read_lab(store: Store) -> ReportedLab:
             seconds=float(
                 store.value(
                     """
-                    SELECT coalesce(sum((julianday(ended_at) - julianday(started_at)) * 86400.0), 0.0)
-                    FROM attempts WHERE ended_at IS NOT NULL
+                    SELECT coalesce(sum((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0
+                                        * runners.cards), 0.0)
+                    FROM attempts JOIN runners ON runners.id = attempts.runner_id WHERE attempts.ended_at IS NOT NULL
                     """
                 )
             ),

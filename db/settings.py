@@ -61,7 +61,11 @@ class Runner(_Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int | None, Field(ge=1, le=1024)] = None
-    """CPU threads of a training process; half of the cores by default, so that OpenMP never spins against the rest."""
+    """CPU threads of a training process; by default half of the cores, shared out among processes, so that OpenMP never
+    spins against the rest."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that train one run together: on as many cards of one kind, or sharing the CPU. Part of the hardware
+    class: gradients are equal but for rounding, so runs of other numbers of processes are not compared."""
     poll_seconds: Annotated[float, Field(gt=0.0, le=60.0)] = 0.3
     sample_seconds: Annotated[float, Field(gt=0.0, le=600.0)] = 5.0
     lease_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0

@@ -33,14 +33,20 @@ _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The device of one runner. `key` names it among the devices of its host; `message` says how it was chosen."""
+    """What one runner trains on: the CPU, a card, or the cards that train a run together, a process on each.
+
+    `key` names it among the devices of its host, `uuids` are the cards in it (none: the CPU). Memory is that of each
+    card, or of the host; threads are those of each process. `message` says how it was chosen.
+    """
 
     device: Literal["cpu", "cuda"]
     name: str
     key: str
+    uuids: tuple[str, ...] = ()
     torch: str
     memory_bytes: int
     threads: int
+    processes: int = 1
     message: str
 
     @property
@@ -50,9 +56,15 @@ class Card:
 
     @property
     def hardware_class(self) -> str:
-        """Runs are compared only within one class: device, precision and torch version."""
+        """Runs are compared only within one class: device, precision, torch version, and processes if several."""
         kind = self.name if self.device == "cuda" else f"cpu {self.name}"
-        return f"{kind} {self.precision} torch {self.torch}"
+        together = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{kind} {self.precision} torch {self.torch}{together}"
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """What a run must have for itself: each of the cards, or the CPU."""
+        return self.uuids or (self.key,)
 
     def columns(self) -> dict[str, Any]:
         """The card as db.runners.register_runner takes it."""
@@ -66,6 +78,8 @@ class Card:
             "hardware_class": self.hardware_class,
             "memory_bytes": self.memory_bytes,
             "threads": self.threads,
+            "cards": len(self.slots),
+            "processes": self.processes,
             "message": self.message,
         }
 
@@ -73,17 +87,19 @@ class Card:
 def detect_cards(settings: RunnerSettings, nvml: Nvml) -> list[Card]:
     """The devices to train on: all NVIDIA cards that CUDA_VISIBLE_DEVICES shows, or the CPU. Never none.
 
+    With several processes, as many cards of one kind are one device; those that are left over are not used.
+
     Raises:
-        LabError: torch is not installed, or runner.device is cuda and no card can be used.
+        LabError: torch is not installed, runner.device is cuda and no card can be used, or there are cards, but of no
+            kind as many as runner.processes.
     """
     try:
         torch = version("torch")
     except PackageNotFoundError:
         raise LabError("torch is not installed here; run: pip install 'blueberry-lab[runner]'") from None
 
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // SHARE)
     if settings.device == "cpu":
-        return [_cpu(torch, threads, "runner.device is cpu in the configuration")]
+        return [_cpu(torch, settings, "runner.device is cpu in the configuration")]
 
     try:
         gpus = _visible(nvml.gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -96,20 +112,51 @@ def detect_cards(settings: RunnerSettings, nvml: Nvml) -> list[Card]:
                 "check nvidia-smi, or set device = 'auto' under [runner] in blueberry.toml"
             ) from None
 
-        return [_cpu(torch, threads, f"no NVIDIA card found ({error})")]
+        return [_cpu(torch, settings, f"no NVIDIA card found ({error})")]
 
-    return [
-        Card(
-            device="cuda",
-            name=gpu.name,
-            key=gpu.uuid,
-            torch=_public(torch),
-            memory_bytes=gpu.memory_bytes,
-            threads=settings.threads or max(1, threads // len(gpus)),  # each card's process gets its part of the cores
-            message=f"training on {gpu.name} ({gpu.memory_bytes / 2**30:.1f} GiB)",
+    threads = settings.threads or _share_of_cores(len(gpus))
+    groups = _groups(gpus, settings.processes)
+    left = len(gpus) - len(groups) * settings.processes
+    return [_cards(torch, threads, group, left) for group in groups]
+
+
+def _groups(gpus: Sequence[Gpu], size: int) -> list[list[Gpu]]:
+    """The cards in groups of so many of one kind, in their order."""
+    if size == 1:
+        return [[gpu] for gpu in gpus]
+
+    kinds: dict[str, list[Gpu]] = {}
+    for gpu in gpus:
+        if not gpu.uuid.startswith("MIG-"):  # CUDA shows a process no more than one slice
+            kinds.setdefault(gpu.name, []).append(gpu)
+
+    found = [alike[i : i + size] for alike in kinds.values() for i in range(0, len(alike) - size + 1, size)]
+    if not found:
+        there = ", ".join(f"{len(alike)} x {name}" for name, alike in kinds.items()) or "slices of cards (MIG)"
+        raise LabError(
+            f"runner.processes is {size}, which needs {size} whole cards of one kind, and here are: {there}; "
+            "set processes under [runner] in blueberry.toml to no more than that"
         )
-        for gpu in gpus
-    ]
+
+    return found
+
+
+def _cards(torch: str, threads: int, gpus: Sequence[Gpu], left: int) -> Card:
+    first, count = gpus[0], len(gpus)
+    memory = min(gpu.memory_bytes for gpu in gpus)
+    one = f"{first.name} ({memory / 2**30:.1f} GiB)"
+    together = f"training on {count} cards together, each {one}" + (f"; {left} left over" if left else "")
+    return Card(
+        device="cuda",
+        name=first.name,
+        key=first.uuid if count == 1 else f"{first.uuid}+{count - 1}",
+        uuids=tuple(gpu.uuid for gpu in gpus),
+        torch=_public(torch),
+        memory_bytes=memory,
+        threads=threads,
+        processes=count,
+        message=f"training on {one}" if count == 1 else together,
+    )
 
 
 def _visible(gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
@@ -142,7 +189,15 @@ def _find(gpus: Sequence[Gpu], wanted: str) -> Gpu | None:
     return next((gpu for gpu in gpus if named and gpu.uuid.startswith(wanted)), None)
 
 
-def _cpu(torch: str, threads: int, reason: str) -> Card:
+def _share_of_cores(processes: int) -> int:
+    """Threads of each of so many processes that train at once."""
+    return max(1, len(os.sched_getaffinity(0)) // SHARE // processes)
+
+
+def _cpu(torch: str, settings: RunnerSettings, reason: str) -> Card:
+    processes = settings.processes
+    threads = settings.threads or _share_of_cores(processes)
+    each = f"{threads} thread{'s' * (threads > 1)}"
     return Card(
         device="cpu",
         name=_cpu_name(),
@@ -150,7 +205,8 @@ def _cpu(torch: str, threads: int, reason: str) -> Card:
         torch=_public(torch),
         memory_bytes=host_memory(),
         threads=threads,
-        message=f"{reason}: training on the CPU, {threads} thread{'s' if threads > 1 else ''}",
+        processes=processes,
+        message=f"{reason}: training on the CPU, {each if processes == 1 else f'{processes} processes of {each}'}",
     )
 
 

@@ -4,7 +4,8 @@ Three locks, each held by inherited descriptors and thus free exactly when its l
 
     DIR/lock        the shim and all below it: the attempt is alive
     DIR/shim.lock   the shim alone; its text is the shim's process id
-    locks/slot-...  as DIR/lock, but named for the place on the card: nobody trains there as long as it is held
+    locks/slot-...  as DIR/lock, but named for the card, of which there may be several: nobody else trains there as
+                    long as it is held
 
 So neither a killed daemon nor a reused process id can make a living attempt look dead, or a dead one alive.
 """
@@ -16,7 +17,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Child:
         directory: Path,
         request: Mapping[str, Any],
         *,
-        slot: FileLock,
+        slots: Sequence[FileLock],
         confirm: Callable[[], object],
         launcher: Launcher,
     ) -> Child:
@@ -58,7 +59,7 @@ class Child:
 
         Args:
             request: config.json.
-            slot: the place on the card, which the processes go on holding.
+            slots: the cards, which the processes go on holding.
             confirm: called when the attempt's lock is held, right before anybody gets it; it raises if the attempt
                 has been taken over meanwhile. Whoever takes over looks at the lock afterwards.
 
@@ -73,7 +74,7 @@ class Child:
 
             failpoint("start.locked")
             write_atomically(directory / "config.json", json.dumps(request, indent=2, allow_nan=False) + "\n")
-            handed_down = (tree.fd, slot.fd)
+            handed_down = (tree.fd, *(slot.fd for slot in slots))
             with launcher.blank() as blank:
                 confirm()
                 failpoint("start.confirmed")
@@ -147,6 +148,6 @@ class Child:
 
 
 def child_environment(card: Card) -> Mapping[str, str]:
-    """What a child may see of our environment: no secrets, and no card but its own."""
+    """What a child may see of our environment: no secrets, and no cards but its own."""
     environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
-    return environment | ({"CUDA_VISIBLE_DEVICES": card.key} if card.device == "cuda" else {})
+    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(card.uuids)} if card.device == "cuda" else {})

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from db.clock import Instant
 from db.errors import FencedError, LabUnusableError
@@ -158,8 +160,9 @@ class Daemon:
             self._claimable = True
             return
 
-        with FileLock(self.lab.lock(f"slot-{self.card.key}")) as slot:
-            if not slot.acquire() or not self.room.is_there():
+        with ExitStack() as held:
+            slots = [held.enter_context(FileLock(self.lab.lock(f"slot-{name}"))) for name in self.card.slots]
+            if not all(slot.acquire() for slot in slots) or not self.room.is_there():
                 return
 
             self._claimable = True  # looks again at the next step, also where the gate is closed
@@ -167,7 +170,7 @@ class Daemon:
                 claim = self._win(now)
                 self._claimable = claim is not None
                 if claim is not None:
-                    self._start(claim, slot, now)
+                    self._start(claim, slots, now)
 
     def _win(self, now: Instant) -> Claim | None:
         with self.store.transaction():  # so that nothing is claimed after whoever paused the runner was told that it is
@@ -176,7 +179,7 @@ class Daemon:
 
             return claim_run(self.store, self.runner, now, lease_seconds=self._lease_seconds)
 
-    def _start(self, claim: Claim, slot: FileLock, now: Instant) -> None:
+    def _start(self, claim: Claim, slots: Sequence[FileLock], now: Instant) -> None:
         problem = find_problem(self.lab, claim.run)
         fit = Fit(problem=problem) if problem else self._gate.fit(claim.run)
         if fit.problem is not None:
@@ -191,7 +194,7 @@ class Daemon:
 
         try:
             self._gate.starts(claim.attempt)
-            child = start_child(self.lab, self.card, claim, slot, self.launcher, now, fit.micro_batch_size)
+            child = start_child(self.lab, self.card, claim, slots, self.launcher, now, fit.micro_batch_size)
         except FencedError:
             return
         except FileExistsError as error:  # the next attempt has another token, and so another folder

@@ -43,6 +43,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, RELOAD, RESTART)
 STOP_SECONDS = 9.5
 """Given to a stop; whatever has not ended by then is left for the next daemon to settle."""
 
+_AT_START = ("runner.device ", "runner.threads ", "runner.processes ")
 _LONGEST_PAUSE = 30.0
 _SHORTEST_PAUSE = 0.01  # so that a wake-up of which nothing comes does not keep a processor busy
 _SLICE = 0.25  # a signal does not shorten a sleep, so sleeps are short
@@ -114,8 +115,8 @@ class Seat:
         try:
             changes = self.lab.reload()
             said = f"configuration read anew: {', '.join(changes) or 'nothing has changed'}"
-            if any(change.startswith(("runner.device ", "runner.threads ")) for change in changes):
-                said += "; device and threads hold from the next restart of the runner on"
+            if any(change.startswith(_AT_START) for change in changes):
+                said += "; device, threads and processes hold from the next restart of the runner on"
         except SettingsError as error:
             said = f"configuration not read anew, what held before stays: {error}"
 

@@ -42,14 +42,15 @@ def fit_run(store: Store, runner: Runner, run: Run, limits: GpuOptimization, in_
 
     config, precision = _read(run, runner)
     known = known_fit(store, runner.hardware_class, memory_class(config, precision))
-    free = int(limits.memory_safety_margin * (runner.memory_bytes - in_use_bytes))
+    share = limits.memory_safety_margin * runner.memory_share
+    free = int(share * (runner.memory_bytes - in_use_bytes))
     size = fit_micro_batch(config, free, precision, most=known.most)
     if size is not None:
         return Fit(micro_batch_size=size)
 
     smallest = fit_micro_batch(config, None, precision, most=config.routing_group) or config.routing_group
     needed = peak_memory_bytes(config.model_copy(update={"micro_batch_size": smallest}), precision)
-    whole = int(limits.memory_safety_margin * runner.memory_bytes)
+    whole = int(share * runner.memory_bytes)
     if fit_micro_batch(config, whole, precision, most=known.most) is None:
         return Fit(problem=_refusal(config, smallest, needed, whole, known))
 
@@ -58,7 +59,7 @@ def fit_run(store: Store, runner: Runner, run: Run, limits: GpuOptimization, in_
             f"run {run.id} needs {_gib(needed)} and waits, because others use {_gib(in_use_bytes)} of the "
             f"{_gib(runner.memory_bytes)} on {runner.device_name}"
         ),
-        in_use_bytes=runner.memory_bytes - int(needed / limits.memory_safety_margin),
+        in_use_bytes=runner.memory_bytes - int(needed / share),
     )
 
 

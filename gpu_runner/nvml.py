@@ -7,7 +7,7 @@ seen. What this does not do: import torch, or decide which card is used (card.py
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -70,6 +70,37 @@ class Sample:
     slowdowns: tuple[str, ...] | None
     pids: tuple[int, ...] | None
     ecc_errors: int | None
+
+
+def combine(samples: Sequence[Sample]) -> Sample:
+    """One look at cards that train together: what they use in all, and the worst of what each has by itself.
+
+    What one of them does not measure is not known of all. Memory is that of the fullest, since each process needs its
+    own; utilization is the mean.
+    """
+    if len(samples) == 1:
+        return samples[0]
+
+    def known(name: str) -> list[Any]:
+        values = [getattr(sample, name) for sample in samples]
+        return [] if None in values else values
+
+    def total(name: str) -> Any:
+        return sum(values) if (values := known(name)) else None
+
+    busy = total("utilization_percent")
+    slowdowns = known("slowdowns")
+    pids = known("pids")
+    return Sample(
+        utilization_percent=None if busy is None else busy / len(samples),
+        memory_bytes=max(known("memory_bytes"), default=None),
+        temperature_celsius=max(known("temperature_celsius"), default=None),
+        power_watts=total("power_watts"),
+        energy_joules=total("energy_joules"),
+        slowdowns=tuple(dict.fromkeys(word for words in slowdowns for word in words)) if slowdowns else None,
+        pids=tuple(pid for each in pids for pid in each) if pids else None,
+        ecc_errors=total("ecc_errors"),
+    )
 
 
 class Nvml:

@@ -25,6 +25,7 @@ _LOG_BYTES = 16_384
 _TEXT = 2_000  # characters of an error that are kept in its row
 _FILE_BYTES = 1 << 20
 _DIVERGED = frozenset({"non_finite", "exploding_gradient", "dead_router"})  # moe/health.py
+_OTHER_KILLED = "KilledProcessError"  # moe/parallel.py: one of several that train together
 _CARD_SIGNS = (
     "torch sees no CUDA device",  # moe/rundir.py
     "no CUDA-capable device is detected",
@@ -99,6 +100,12 @@ def read_outcome(directory: Path, kind: RunKind) -> Outcome | Lost | OutOfMemory
         return Lost(reason=f"moe.{ended.step} was killed by {_signal(ended.exit_code)}")
 
     error = _read_object(directory / "error.json") or {}
+    if error.get("error") == _OTHER_KILLED:
+        if ended.oom_killed:
+            return _out_of_memory(directory, ended, "the kernel killed one of its processes, as memory was used up")
+
+        return Lost(reason=f"moe.{ended.step}: {_clip(error.get('message'))}")
+
     if error.get("error") in _DIVERGED:
         return Outcome(status="pruned", error=_clip(error.get("message") or "not finite"), exit_code=ended.exit_code)
 

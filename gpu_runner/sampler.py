@@ -14,14 +14,15 @@ from db.records import Runner
 from db.store import Store
 from gpu_runner.card import Card
 from gpu_runner.notices import Notices
-from gpu_runner.nvml import Nvml, NvmlError, Sample
+from gpu_runner.nvml import Nvml, NvmlError, Sample, combine
 
 FRESH_SECONDS = 1.0
 """A look that is younger than this is not taken again."""
 
 
 class Sampler:
-    """The looks at one card. `failure` says why the last one failed, `last` what it saw."""
+    """The looks at one card, or at those that train together as one. `failure` says why the last one failed, `last`
+    what it saw."""
 
     def __init__(self, store: Store, runner: Runner, card: Card, nvml: Nvml, notices: Notices) -> None:
         self.last: Sample | None = None
@@ -80,7 +81,7 @@ class Sampler:
     def _look(self, now: Instant) -> None:
         self._looked_at = now.seconds
         try:
-            self.last, self.failure = self._nvml.sample(self._card.key), None
+            self.last, self.failure = combine([self._nvml.sample(uuid) for uuid in self._card.uuids]), None
         except NvmlError as error:
             self.last, self.failure = None, str(error)
 
@@ -91,6 +92,7 @@ class Sampler:
         if (look := self.last) is None:
             return
 
+        processes = self._card.processes
         sample = GpuSample(
             utilization_percent=look.utilization_percent,
             memory_bytes=look.memory_bytes,
@@ -98,16 +100,16 @@ class Sampler:
             power_watts=look.power_watts,
             energy_joules=look.energy_joules,
             slowdowns=look.slowdowns,
-            others=None if look.pids is None or leader is None else count_others(look.pids, leader),
+            others=None if look.pids is None or leader is None else count_others(look.pids, leader, processes),
         )
         add_gpu_sample(self._store, self._runner.id, attempt_id, sample, now)
 
 
-def count_others(pids: tuple[int, ...], leader: int) -> int:
-    """How many of the processes on a card are not of the session that `leader` leads.
+def count_others(pids: tuple[int, ...], leader: int, processes: int) -> int:
+    """How many of the processes on a card, or several, are not of the session that `leader` leads.
 
     The driver numbers processes as the host does. In a container that numbers its own, none of them can be told to be
-    ours; then all but one are taken for others, since an attempt has one process on the card.
+    ours; then all but so many `processes` are taken for others, since an attempt has one on each card.
     """
     sessions = []
     for pid in pids:
@@ -117,4 +119,4 @@ def count_others(pids: tuple[int, ...], leader: int) -> int:
     if leader in sessions or len(sessions) == len(pids):
         return len(pids) - sessions.count(leader)
 
-    return max(0, len(pids) - 1)
+    return max(0, len(pids) - processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def start_child(
     lab: Lab,
     card: Card,
     claim: Claim,
-    slot: FileLock,
+    slots: Sequence[FileLock],
     launcher: Launcher,
     now: Instant,
     micro_batch_size: int | None,
@@ -77,6 +78,7 @@ def start_child(
         "seed": run.seed,
         "device": card.device,
         "threads": card.threads,
+        "processes": card.processes,
         "data_dir": str(lab.data_folder),
         "split": "test" if run.purpose == "confirm" else "val",  # sealed: confirmations alone see it
         "resume": None if earlier is None else str(earlier),
@@ -86,7 +88,7 @@ def start_child(
     child = Child.start(
         lab.runs_folder / attempt.directory,
         request,
-        slot=slot,
+        slots=slots,
         confirm=lambda: ingest(lab.store, attempt, [], 0, now, lease_seconds=lease),
         launcher=launcher,
     )

@@ -27,6 +27,8 @@ from moe.fingerprint import code_hash
 READY = b"ready"
 
 _LONGEST_PATH = 4096
+_MOST_LOCKS = 66
+"""Of the attempt, of the shim, and one a card, of which there are as many as processes (db/settings.py)."""
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +66,7 @@ def _serve(link: socket.socket, daemon: socket.socket) -> int:
     if not _say(link, str(os.getpid()).encode()):
         return 0
 
-    path, descriptors = _hear(link, _LONGEST_PATH, 3)
+    path, descriptors = _hear(link, _LONGEST_PATH, _MOST_LOCKS)
     link.close()
     if not path:
         return 0

@@ -14,8 +14,8 @@ has not been tried yet.
 from __future__ import annotations
 
 import json
-import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from moe.config import Config, ConfigError
+from moe.config import ConfigError
 from moe.rundir import Request, describe_failure, write_json
 
 HOST = "127.0.0.1"
@@ -41,12 +41,19 @@ LARGE = 2**20  # elements of a gradient that is summed in place; smaller ones ar
 NOTICE_SECONDS = 10.0  # from another process's end until the first must have said so; in a CUDA kernel it never would
 END_SECONDS = 60.0  # for the others to end by themselves after the last step
 
+FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Signals that a process gets from somebody else: the kernel when memory is used up, or who ends a machine."""
+
 LOST = 75
 """Exit code of a process that ended because another one had."""
 
 
 class LostProcessError(RuntimeError):
     """Another process of the run ended before its time. Raised by Team in any process, by lead() with the reason."""
+
+
+class KilledProcessError(LostProcessError):
+    """It was killed from outside, through no fault of the run's. Raised by lead(); the runner knows it by its name."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +106,6 @@ class Team:
             dist.broadcast_object_list(contents, device=torch.device("cpu"))
 
         return contents[0]
-
-
-def micro_batch_rows(config: Config, size: int, processes: int = 1) -> int:
-    """Sequences of a micro-batch, for a step of `size`: the most up to micro_batch_size that give all equal work.
-
-    Where the routing groups of a step cannot be dealt out evenly, micro-batches are as large as for one process.
-    """
-    whole = math.gcd(config.micro_batch_size, size)
-    groups = range(config.routing_group, whole + 1, config.routing_group)
-    return max((rows for rows in groups if whole % rows == 0 and size // rows % processes == 0), default=whole)
 
 
 @contextmanager
@@ -231,8 +228,9 @@ def explain(lost: Sequence[tuple[int, int, bytes]]) -> Exception | None:
     """
     for rank, code, said in sorted(lost, key=lambda process: process[1] == LOST):
         if not said:
+            kind = KilledProcessError if -code in FROM_OUTSIDE else LostProcessError
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            return LostProcessError(f"process {rank} of the run {how}")
+            return kind(f"process {rank} of the run {how}")
 
         failure = json.loads(said.splitlines()[-1])
         if failure["error"] == "out_of_memory":

@@ -44,6 +44,16 @@ def pieces_at(config: Config, position: Position) -> int:
     return 1 << (config.length_doublings - _stage(config, position, config.length_doublings))
 
 
+def micro_batch_rows(config: Config, size: int, processes: int = 1) -> int:
+    """Sequences of a micro-batch, for a step of `size`: the most up to micro_batch_size that give all equal work.
+
+    Where the routing groups of a step cannot be dealt out evenly, micro-batches are as large as for one process.
+    """
+    whole = math.gcd(config.micro_batch_size, size)
+    groups = range(config.routing_group, whole + 1, config.routing_group)
+    return max((rows for rows in groups if whole % rows == 0 and size // rows % processes == 0), default=whole)
+
+
 def progress_at(config: Config, position: Position) -> float:
     """Where the schedule of the learning rate stands for that step: at the step's middle, or at the clock."""
     if config.sequences is None:

@@ -35,7 +35,7 @@ from moe.health import NonFiniteError, Watch
 from moe.model import MoE, Output
 from moe.noise import router_noise
 from moe.optim import build_optimizers, set_learning_rate
-from moe.parallel import Team, lead, micro_batch_rows
+from moe.parallel import Team, lead
 from moe.rundir import (
     Request,
     device_of,
@@ -47,7 +47,7 @@ from moe.rundir import (
     write_atomically,
     write_json,
 )
-from moe.schedule import Position, batch_at, learning_rate, pieces_at, progress_at
+from moe.schedule import Position, batch_at, learning_rate, micro_batch_rows, pieces_at, progress_at
 from moe.specialization import load_statistics
 from moe.stability import RoutingProbe
 

@@ -66,7 +66,8 @@ def _table(config: Config, cost: Preflight) -> Table:
         "T4: peak memory": f"{cost.t4_memory_bytes / 2**30:.2f} GiB of 15, micro-batches of {config.micro_batch_size}",
         "T4: tokens/s": "no bf16 on a T4" if cost.t4_tokens_per_second is None else f"{cost.t4_tokens_per_second:,.0f}",
         "T4: where the time goes": _shares(config) if cost.t4_tokens_per_second else "",
-        "here: peak memory": f"{cost.memory_bytes / 2**30:.2f} GiB, micro-batches of {cost.micro_batch_size}",
+        "here: peak memory": f"{cost.memory_bytes / 2**30:.2f} GiB, micro-batches of {cost.micro_batch_size}"
+        + (f", in each of {cost.processes} processes" if cost.processes > 1 else ""),
         "here: seconds a run": "unknown" if cost.seconds is None else f"{cost.seconds:,.0f}",
     }
     table = Table(box=None, show_header=False)

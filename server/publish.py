@@ -116,8 +116,9 @@ def _runner_of(lab: Lab, experiment_id: int) -> Runner | None:
 
 
 def _settings(runner: Runner | None) -> str:
-    # Threads decide the last bits on a CPU; weights are read by the runs that come after training.
+    # Threads and processes decide the last bits on a CPU; weights are read by the runs that come after training.
     machine = "" if runner is None else f'device = "{runner.device}"\nthreads = {runner.threads}\n'
+    machine += "" if runner is None or runner.processes == 1 else f"processes = {runner.processes}\n"
     return f'[runner]\nkeep = "all"\n{machine}'
 
 

@@ -56,12 +56,13 @@ ORDER BY metric, step
 COSTS = """
 SELECT experiments.id AS experiment_id, experiments.title, experiments.status, experiments.proposer,
        count(DISTINCT experiment_runs.run_id) AS runs,
-       round(coalesce(sum((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0), 0.0), 1)
-           AS machine_seconds,
+       round(coalesce(sum((julianday(attempts.ended_at) - julianday(attempts.started_at)) * 86400.0
+                          * runners.cards), 0.0), 1) AS machine_seconds,
        (SELECT round(coalesce(sum(interactions.usd), 0.0), 4) FROM interactions
         WHERE interactions.experiment_id = experiments.id) AS usd
 FROM experiments LEFT JOIN experiment_runs ON experiment_runs.experiment_id = experiments.id
 LEFT JOIN attempts ON attempts.run_id = experiment_runs.run_id
+LEFT JOIN runners ON runners.id = attempts.runner_id
 GROUP BY experiments.id ORDER BY machine_seconds DESC, experiments.id
 """
 

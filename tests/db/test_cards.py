@@ -10,6 +10,7 @@ from db.budget import reached, usage
 from db.cards import GpuSample, add_gpu_sample, experiment_kwh, lab_kwh, note_disturbance, run_kwh
 from db.clock import Instant, utc_now
 from db.micro_batches import KnownFit, known_fit, note_fit, note_out_of_memory
+from db.queries import experiment_seconds
 from db.queue import Outcome, claim_run, finish_attempt, get_run
 from db.records import Attempt
 from db.settings import Runner as RunnerSettings
@@ -121,6 +122,9 @@ def test_hours_of_a_day_are_those_since_midnight_utc(filled: Filled) -> None:
 
     assert usage(filled.store, "2026-11-23T07:00:00.000Z").gpu_hours == pytest.approx(1.0 + 0.5 + 2.0)
     assert usage(filled.store, "2026-11-24T01:00:00.000Z").gpu_hours == pytest.approx(1.0)
+    filled.store.execute("UPDATE runners SET cards = 2")  # which train each run together
+    assert usage(filled.store, "2026-11-24T01:00:00.000Z").gpu_hours == pytest.approx(2.0)
+    assert experiment_seconds(filled.store, 1) == pytest.approx(2 * 3600.0)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,14 @@ def test_an_older_and_a_newer_schema(filled: Filled, tmp_path: Path) -> None:
     assert (old / "lab.db").stat().st_size == 0
 
 
+def test_runs_queued_for_hardware_that_is_no_more(filled: Filled) -> None:
+    filled.runner()
+    filled.run(filled.experiment())
+    assert "queue" not in amiss(filled.lab.folder)
+    filled.runner(hardware_class="cpu, 2 processes")
+    assert amiss(filled.lab.folder)["queue"].says == "1 queued for cpu, which this lab no longer has"
+
+
 def test_what_killed_processes_left_behind(filled: Filled) -> None:
     lab, store = filled.lab, filled.store
     runner = filled.runner()

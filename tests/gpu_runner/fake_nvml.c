@@ -1,6 +1,6 @@
-/* A libnvidia-ml.so.1 for tests: two cards whose state is read, at each call, from the file that FAKE_NVML names.
+/* A libnvidia-ml.so.1 for tests: up to four cards whose state is read, at each call, from the file that FAKE_NVML names.
 
-   Lines of `name value`, or `name@1 value` for the second card alone: count, init and error (codes), hang (1: never
+   Lines of `name value`, or `name@1 value` for the second card alone: count, kind (1: an L4), init and error (codes), hang (1: never
    return), used, temperature, utilization, milliwatts, millijoules, reasons, ecc (-1: not supported), pid1, pid2 (of
    processes on the card), mig (slices). Compiled with -DOLD it lacks what old drivers do not have. */
 
@@ -12,9 +12,9 @@
 #define NOT_SUPPORTED 3
 #define NOT_FOUND 6
 #define INSUFFICIENT_SIZE 7
-#define MIG 16 /* handles are 1 and 2; of the slices of the first card 17 and 18 */
+#define MIG 16 /* handles are 1 to 4; of the slices of the first card 17 and 18 */
 
-static const char *UUIDS[] = {"GPU-aaaa", "GPU-bbbb"};
+static const char *UUIDS[] = {"GPU-aaaa", "GPU-bbbb", "GPU-cccc", "GPU-dddd"};
 
 static long long state(const char *wanted, void *handle, long long otherwise) {
     char name[64], particular[64];
@@ -53,7 +53,7 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
     int slice;
-    for (int index = 0; index < 2; index++)
+    for (int index = 0; index < 4; index++)
         if (!strcmp(uuid, UUIDS[index])) {
             *handle = (void *)(long)(index + 1);
             return check(*handle);
@@ -70,7 +70,8 @@ int nvmlDeviceGetUUID(void *handle, char *uuid, unsigned length) {
 }
 
 int nvmlDeviceGetName(void *handle, char *name, unsigned length) {
-    snprintf(name, length, (long)handle > MIG ? "NVIDIA A100 MIG 1g.5gb" : "Tesla T4");
+    const char *whole = state("kind", handle, 0) ? "NVIDIA L4" : "Tesla T4";
+    snprintf(name, length, "%s", (long)handle > MIG ? "NVIDIA A100 MIG 1g.5gb" : whole);
     return check(handle);
 }
 

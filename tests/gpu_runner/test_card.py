@@ -78,9 +78,11 @@ def test_card_is_found_by_uuid_and_measured(look: Look) -> None:
         "device": "cuda",
         "name": "Tesla T4",
         "key": "GPU-aaaa",
+        "uuids": ["GPU-aaaa"],
         "torch": "2.13.0",
         "memory_bytes": 16 << 30,
         "threads": 2,
+        "processes": 1,
         "message": "training on Tesla T4 (16.0 GiB)",
         "class": "Tesla T4 fp16 torch 2.13.0",
         "sample": {

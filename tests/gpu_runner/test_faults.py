@@ -132,7 +132,7 @@ def test_daemon_that_was_suspended_right_after_claiming_starts_nothing(bench: Be
 
     directory = bench.lab.runs_folder / claim.attempt.directory
     with FileLock(bench.lab.lock("slot")) as slot, pytest.raises(FencedError):
-        Child.start(directory, {}, slot=slot, confirm=confirm, launcher=suspended.launcher)
+        Child.start(directory, {}, slots=[slot], confirm=confirm, launcher=suspended.launcher)
 
     assert not (directory / "log.txt").exists()
 

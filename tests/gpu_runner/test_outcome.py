@@ -127,6 +127,20 @@ def test_nothing_left(tmp_path: Path) -> None:
     assert isinstance(read_outcome(tmp_path / "missing", "train"), Lost)
 
 
+def test_one_of_several_processes_that_was_killed_is_a_loss_unless_memory_was_used_up(tmp_path: Path) -> None:
+    killed = json.dumps({"error": "KilledProcessError", "message": "process 1 of the run was killed by signal 9"})
+    lost = Lost(reason="moe.train: process 1 of the run was killed by signal 9")
+    assert read(tmp_path, exit=ended("train", 1), error=killed) == lost
+    starved = read(tmp_path, exit=OOM_KILLED.replace("-9", "1"), error=killed)
+    assert isinstance(starved, OutOfMemory)
+    assert starved.reason == "out of memory: the kernel killed one of its processes, as memory was used up"
+
+    failed = json.dumps({"error": "LostProcessError", "message": "process 1 of the run: OSError: disk"})
+    outcome = read(tmp_path, exit=ended("train", 1), error=failed)
+    assert isinstance(outcome, Outcome)
+    assert outcome.error == "LostProcessError: process 1 of the run: OSError: disk"
+
+
 NO_MEMORY = '{"error": "out_of_memory", "message": "can\'t allocate memory: you tried to allocate 9 bytes"}'
 OOM_KILLED = '{"step": "train", "exit_code": -9, "terminated": false, "oom_killed": true}'
 

@@ -164,7 +164,7 @@ def test_blank_process_ends_with_a_start_that_fails(bench: Bench) -> None:
         raise RuntimeError("taken over")
 
     with FileLock(bench.lab.lock("slot")) as slot, pytest.raises(RuntimeError, match="taken over"):
-        Child.start(directory, {}, slot=slot, confirm=confirm, launcher=daemon.launcher)
+        Child.start(directory, {}, slots=[slot], confirm=confirm, launcher=daemon.launcher)
 
     assert len(seen) == 1
     bench.until(lambda: not is_process(seen[0]), "the blank process has ended")
@@ -266,7 +266,7 @@ def _do(bench: Bench, name: str, request: dict[str, Any], launcher: Launcher) ->
     directory = bench.lab.runs_folder / name
     with FileLock(bench.lab.lock("slot")) as slot:
         assert slot.acquire()
-        child = Child.start(directory, request, slot=slot, confirm=lambda: None, launcher=launcher)
+        child = Child.start(directory, request, slots=[slot], confirm=lambda: None, launcher=launcher)
 
     bench.until(lambda: not child.is_alive(), "the end of the run")
     exited = json.loads((directory / "exit.json").read_bytes())

@@ -19,9 +19,10 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from moe.config import Config, ConfigError, apply
 from moe.data import prepare
-from moe.parallel import LOST, LostProcessError, Team, explain, lead, micro_batch_rows
+from moe.parallel import LOST, KilledProcessError, LostProcessError, Team, explain, lead
 from moe.presets import PRESETS
 from moe.rundir import Request, run_in
+from moe.schedule import micro_batch_rows
 from moe.train import Trainer, train
 
 MakeRun = Callable[..., Path]
@@ -90,7 +91,7 @@ def test_a_run_goes_on_after_either_end(make_run: MakeRun) -> None:
         assert process.wait(timeout=180) == 1
 
     error = json.loads((runs[0] / "error.json").read_text())
-    assert error["error"] == "LostProcessError"
+    assert error["error"] == "KilledProcessError"
     assert error["message"] == "process 1 of the run was killed by signal 9"
     assert not _alive(other)
 
@@ -156,7 +157,8 @@ def test_the_reason_is_told_by_who_knows_it() -> None:
     other = json.dumps({"error": "OSError", "message": "disk", "step": None}).encode()
     assert explain([]) is None
     for lost, kind, message in [
-        ([gone, (2, -9, b"")], LostProcessError, "process 2 of the run was killed by signal 9"),
+        ([gone, (2, -9, b"")], KilledProcessError, "process 2 of the run was killed by signal 9"),
+        ([(1, -11, b"")], LostProcessError, "process 1 of the run was killed by signal 11"),
         ([(1, 3, b"")], LostProcessError, "process 1 of the run ended with exit code 3"),
         ([gone, (2, 1, b"some text\n" + memory + b"\n")], MemoryError, "process 2 of the run: 2 GiB"),
         ([(1, 1, other)], LostProcessError, "process 1 of the run: OSError: disk"),
