@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from agents.domains import load_domains
-from agents.duplicates import find_duplicate
+from agents.duplicates import Neighbour, find_duplicate
 from agents.hands import target_runner
 from agents.pairs import at_equal_flops
 from agents.preflight import Base, preflight
@@ -59,7 +59,7 @@ def admit(
     if parent is not None and proposal.metric is None:
         proposal = proposal.model_copy(update={"metric": parent.metric})
 
-    treatment = check(lab, base, proposal, ignore=ignore)
+    treatment = check(lab, base, proposal, anew=proposer == "assistant", ignore=ignore)
     metric = metric_of(proposal)
     guarded = metric.name != METRIC
     return add_experiment(
@@ -107,8 +107,14 @@ def metric_of(proposal: Proposal) -> Metric:
     return metric
 
 
-def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] = ()) -> dict[str, Value]:
+def check(
+    lab: Lab, base: Base, proposal: Proposal, *, anew: bool = False, ignore: Collection[int] = ()
+) -> dict[str, Value]:
     """The proposal's treatment with each value in its knob's own type.
+
+    Args:
+        anew: whether to ask again what was answered only on other hardware or with another version of moe/. That is
+            for whoever wants it: what is generated would be asked all over again after each upgrade.
 
     Raises:
         NotAdmittedError: it fails a check.
@@ -132,24 +138,44 @@ def check(lab: Lab, base: Base, proposal: Proposal, *, ignore: Collection[int] =
             "not treated or timed; take a causal routing"
         )
 
-    problems = preflight(lab, config, target_runner(lab)).problems
+    runner = target_runner(lab)
+    problems = preflight(lab, config, runner).problems
     if problems:
         raise NotAdmittedError("; ".join(problems))
 
     treatment: dict[str, Value] = {name: getattr(config, name) for name in proposal.treatment}
     text = f"{proposal.title} {proposal.hypothesis}"
     twin = find_duplicate(
-        lab.store, base.config, treatment, text, metric=metric, equal_flops=proposal.equal_flops, ignore=ignore
+        lab.store,
+        base.config,
+        treatment,
+        text,
+        metric=metric,
+        equal_flops=proposal.equal_flops,
+        hardware_class=None if runner is None else runner.hardware_class,
+        anew=anew,
+        ignore=ignore,
     )
     if twin:
         raise NotAdmittedError(
             f"asked before: experiment {twin.experiment_id} ({twin.title}) tests "
             f"{describe(changes_of(base.config, twin.treatment))} on the same baseline by {metric}"
-            + (f", verdict {twin.verdict}" if twin.verdict else f", {twin.status}"),
+            + (f", verdict {twin.verdict}" if twin.verdict else f", {twin.status}")
+            + _how_it_goes_on(twin),
             duplicate_of=twin.experiment_id,
         )
 
     return treatment
+
+
+def _how_it_goes_on(twin: Neighbour) -> str:
+    if twin.status in ("failed", "cancelled"):
+        return f"; it has evidence, which goes on with enqueue(experiment_ids=[{twin.experiment_id}])"
+
+    if twin.status == "concluded":
+        return f"; enqueue(experiment_ids=[{twin.experiment_id}], confirm=true) gives it more pairs"
+
+    return ""
 
 
 def _same_flops(baseline: Config, treatment: Config) -> str | None:

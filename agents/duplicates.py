@@ -1,6 +1,9 @@
 """Has this been asked before? Shared knobs and full-text search shortlist; structured fields alone decide.
 
 Texts never decide: "raise X" and "lower X" read nearly alike, and the same idea can be told in other words.
+
+What failed or was cancelled has answered nothing and may be asked again, unless it was registered as a hypothesis: then
+it keeps its question, and goes on with its evidence. Otherwise one could cancel what looks bad, and start afresh.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.continuing import can_go_on, was_answered_elsewhere
 from agents.treatments import change_of, changes_of, is_near, is_same_baseline
-from db.experiments import experiments_on_knobs, latest_verdict, search_experiments
+from db.experiments import experiments_of, experiments_on_knobs, latest_verdict, search_experiments
 from db.records import Experiment, Value
 from db.store import Store
 from moe.config import Config
@@ -26,7 +30,7 @@ _ORDER: tuple[Relation, ...] = (
     "shares a knob",
     "similar words",
 )
-_UNANSWERED = ("superseded", "failed", "cancelled")
+_UNANSWERED = ("failed", "cancelled")
 
 
 class Neighbour(BaseModel):
@@ -56,23 +60,28 @@ def neighbours(
     *,
     metric: str | None = None,
     equal_flops: bool | None = None,
+    hardware_class: str | None = None,
+    anew: bool = False,
     ignore: Collection[int] = (),
     limit: int = 5,
 ) -> list[Neighbour]:
     """The past experiments on this baseline nearest to an idea, nearest first; with a `metric`, those judged by it, and
-    with `equal_flops` those that compare so, or not.
+    with `equal_flops` those that compare so, or not. Those that have answered nothing are left out.
 
-    Superseded, failed and cancelled ones have answered nothing and are left out.
+    Args:
+        hardware_class: of the runner that the idea would be tried on; None where none is known.
+        anew: also leave out what was answered only on other hardware or with another version of moe/.
     """
-    found = {item.id: item for item in [*experiments_on_knobs(store, treatment), *search_experiments(store, text)]}
+    alike = [*experiments_on_knobs(store, treatment), *experiments_of(store, treatment)]
+    found = {item.id: item for item in [*alike, *search_experiments(store, text)]}
     kept = [
         (_relation(base, treatment, item.treatment), item)
         for item in found.values()
         if item.id not in ignore
         and metric in (None, item.metric)
         and equal_flops in (None, item.equal_flops)
-        and item.status not in _UNANSWERED
         and is_same_baseline(base, item.baseline)
+        and _counts(store, item, hardware_class, anew=anew)
     ]
     kept.sort(key=lambda pair: (_ORDER.index(pair[0]), -pair[1].id))
     return [_neighbour(store, relation, item) for relation, item in kept[:limit]]
@@ -85,12 +94,34 @@ def find_duplicate(
     text: str,
     *,
     metric: str,
-    equal_flops: bool = False,
+    equal_flops: bool,
+    hardware_class: str | None = None,
+    anew: bool = False,
     ignore: Collection[int] = (),
 ) -> Neighbour | None:
-    """The past experiment on this baseline that asks the same question, to be judged by the same metric."""
-    nearest = neighbours(store, base, treatment, text, metric=metric, equal_flops=equal_flops, ignore=ignore, limit=1)
+    """The past experiment on this baseline that asks the same question, to be judged by the same metric; arguments as
+    those of neighbours().
+    """
+    nearest = neighbours(
+        store,
+        base,
+        treatment,
+        text,
+        metric=metric,
+        equal_flops=equal_flops,
+        hardware_class=hardware_class,
+        anew=anew,
+        ignore=ignore,
+        limit=1,
+    )
     return nearest[0] if nearest and nearest[0].is_duplicate else None
+
+
+def _counts(store: Store, item: Experiment, hardware_class: str | None, *, anew: bool) -> bool:
+    if item.status == "superseded" or (anew and was_answered_elsewhere(store, item.id, hardware_class)):
+        return False
+
+    return item.status not in _UNANSWERED or can_go_on(store, item.id, hardware_class)
 
 
 def _relation(base: Config, new: Mapping[str, Value], old: Mapping[str, Value]) -> Relation:

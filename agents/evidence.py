@@ -21,9 +21,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from scipy.special import betaln, stdtr
-
 from agents.noise import Noise
+from agents.student import probability
 
 Better = Literal["lower", "higher"]
 
@@ -145,12 +144,13 @@ def _half_width(n: int, squares: float, noise: Noise | None, target: float) -> f
 
 def _log_student(df: float, t: float) -> float:
     """log P(T < t) of Student's t; far out, where the probability underflows, by its leading term."""
-    probability = float(stdtr(df, t))
-    if probability > 1e-290:
-        return math.log(probability)
+    below = probability(df, t)
+    if below > 1e-290:
+        return math.log(below)
 
     x = df / (df + t**2)
-    return float(0.5 * df * math.log(x) - 0.5 * math.log1p(-x) - math.log(df) - betaln(0.5 * df, 0.5))
+    log_beta = math.lgamma(0.5 * df) + math.lgamma(0.5) - math.lgamma(0.5 * df + 0.5)
+    return 0.5 * df * math.log(x) - 0.5 * math.log1p(-x) - math.log(df) - log_beta
 
 
 def _parts(noise: Noise | None) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Pure functions over rows; each says what is wrong in a sentence, or None.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from db.comparisons import Pair
@@ -19,9 +20,8 @@ _SAME = {
     "evaluator": "version of the evaluator",
     "corpus_sha256": "text",
     "split": "split",
-    "code": "code of moe/ at scoring",
 }
-"""What both scores of a pair must have in common."""
+"""What all scores that are compared must have in common."""
 
 
 def probe_problem(probes: Sequence[Run]) -> str | None:
@@ -46,7 +46,8 @@ def probe_problem(probes: Sequence[Run]) -> str | None:
 
 def pair_problem(experiment: Experiment, found: Sequence[Pair], stage: Stage) -> str | None:
     """What makes the pairs of one stage no fair comparison; a treatment that diverged is a result, and no problem."""
-    return next((problem for pair in found for problem in _of_pair(experiment, pair, stage)), None)
+    problems = chain((problem for pair in found for problem in _of_pair(experiment, pair, stage)), _among(found))
+    return next(problems, None)
 
 
 def seed_problem(hypothesis: Hypothesis, found: Sequence[Pair]) -> str | None:
@@ -73,7 +74,8 @@ def _of_pair(experiment: Experiment, pair: Pair, stage: Stage) -> Iterator[str]:
             yield from _of_score(experiment, pair.seed, side, run, stage)
 
     if pair.baseline and pair.treatment:
-        yield from _between(pair.seed, pair.baseline, pair.treatment)
+        for what in _unlike(pair.baseline, pair.treatment):
+            yield f"the two sides of seed {pair.seed} differ in the {what}"
 
     for side, run in disturbed(pair):
         if _rests_on_time(experiment, run):
@@ -132,17 +134,23 @@ def _budget_problem(run: Run, score: dict[str, Any]) -> str | None:
     return None
 
 
-def _between(seed: int, baseline: Run, treatment: Run) -> Iterator[str]:
-    if baseline.hardware_class != treatment.hardware_class:
-        yield (
-            f"the pair of seed {seed} was trained on two kinds of hardware: {baseline.hardware_class} and "
-            f"{treatment.hardware_class}"
-        )
+def _among(found: Sequence[Pair]) -> Iterator[str]:
+    """Whether pairs differ in what made them, each of them fair in itself: the effect would be one of two things."""
+    first = found[0]
+    for pair in found[1:]:
+        if first.baseline and pair.baseline:
+            for what in _unlike(first.baseline, pair.baseline):
+                yield f"the pairs of seeds {first.seed} and {pair.seed} differ in the {what}"
 
-    if baseline.code != treatment.code:
-        yield f"the two sides of seed {seed} were trained by different versions of moe/; enqueue it again"
 
-    before, after = baseline.score or {}, treatment.score or {}
+def _unlike(one: Run, other: Run) -> Iterator[str]:
+    if one.hardware_class != other.hardware_class:
+        yield f"kind of hardware: {one.hardware_class} and {other.hardware_class}"
+
+    if one.code != other.code:
+        yield f"version of moe/ that trained them: {one.code[:12]} and {other.code[:12]}"
+
+    before, after = one.score or {}, other.score or {}
     for name, what in _SAME.items():
         if name in before and name in after and before[name] != after[name]:
-            yield f"the two sides of seed {seed} differ in the {what}: {before[name]} and {after[name]}"
+            yield f"{what}: {before[name]} and {after[name]}"

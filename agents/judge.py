@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from agents.class_noise import effects_of, noise_here
-from agents.confirmation import add_confirming_pairs, at_first_look, needed, new_claims, noise_known, register
+from agents.confirmation import CLAIMS, add_confirming_pairs, at_first_look, needed, new_claims, noise_known, register
+from agents.continuing import evidence_elsewhere
 from agents.effort import pairs_for, quote
 from agents.evidence import bounded
 from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
@@ -31,6 +32,7 @@ from agents.pace import pace
 from agents.pairs import configs_of, trains_nothing
 from agents.prospects import is_futile
 from agents.shrinkage import shrunk
+from agents.sides import has_ended, is_scored, mean_of, value_of, why_lost
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, screened, sentence_of, together
 from db.cards import experiment_kwh
@@ -41,11 +43,10 @@ from db.lab import Lab
 from db.queries import experiment_seconds, probe_runs
 from db.queue import cancel_experiment_runs
 from db.records import (
-    ENDED_RUN,
+    ENDED_EXPERIMENT,
     Experiment,
     ExperimentStatus,
     Hypothesis,
-    Run,
     Screening,
     Stage,
     Verdict,
@@ -66,6 +67,10 @@ def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
     """
     with lab.store.transaction():
         mark_judged(lab.store, experiment.id)
+        experiment = get_experiment(lab.store, experiment.id)
+        if experiment.status in ENDED_EXPERIMENT:  # cancelled since it was found due
+            return None
+
         if reason := probe_problem(probe_runs(lab.store, experiment.id)):
             cancel_experiment_runs(lab.store, experiment.id)
             return _Judgement(lab, experiment, "screen", []).invalid(reason)
@@ -73,7 +78,7 @@ def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
         hypothesis = get_hypothesis(lab.store, experiment.id)
         stage: Stage = "screen" if hypothesis is None else "confirm"
         found = pairs(lab.store, experiment.id, stage)
-        if not found or not all(_ended(run) for pair in found for run in (pair.baseline, pair.treatment)):
+        if not found or not all(map(has_ended, found)):
             return None
 
         judgement = _Judgement(lab, experiment, stage, found)
@@ -82,6 +87,9 @@ def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
             reason = seed_problem(hypothesis, found)
 
         if reason is not None:
+            if hypothesis is not None:
+                note_evidence(lab.store, hypothesis, dict.fromkeys(CLAIMS, 0.0))
+
             return judgement.invalid(reason, failed=True)
 
         return judgement.screen() if hypothesis is None else judgement.confirm(hypothesis)
@@ -95,7 +103,7 @@ class _Judgement:
         self.experiment = experiment
         self.stage = stage
         self.found = found
-        self.scored = [pair for pair in found if _scored(pair.baseline) and _scored(pair.treatment)]
+        self.scored = [pair for pair in found if is_scored(pair)]
         self.lost = [pair for pair in found if pair.treatment is not None and pair.treatment.status == "pruned"]
         self.noise: Noise | None = None
         self.guard_noise: Noise | None = None
@@ -108,7 +116,7 @@ class _Judgement:
         """Promising or not; and if it is, on to its confirmation."""
         self._see_noise()
         if self.lost:
-            return self._after_screening("not promising", None, _why_lost(self.lost[0]))
+            return self._after_screening("not promising", None, why_lost(self.lost[0]))
 
         weighed = glance(self._differences(self.experiment.metric), self.noise) if self.noise is not None else None
         word, reason = self._outlook(weighed)
@@ -206,6 +214,9 @@ class _Judgement:
 
     def _why_no_more(self, hypothesis: Hypothesis, differences: Sequence[float]) -> str | None:
         """Why no further pair is asked for; None where one is."""
+        if elsewhere := evidence_elsewhere(self.lab.store, self.experiment.id, self.experiment.hardware_class):
+            return elsewhere
+
         most = hypothesis.max_pairs
         if len(self.found) >= most:
             return f"{len(self.found)} pairs were to decide (max_pairs), and did not; enqueue it again to go on"
@@ -232,10 +243,10 @@ class _Judgement:
     def _differences(self, metric: str) -> list[float]:
         """Of all pairs; one whose treatment was lost counts as if it were as bad as twice the baseline, or nothing."""
         known = [
-            _metric(pair.treatment, metric) - _metric(pair.baseline, metric) if pair in self.scored else None
+            value_of(pair.treatment, metric) - value_of(pair.baseline, metric) if pair in self.scored else None
             for pair in self.found
         ]
-        size = fmean(abs(_metric(pair.baseline, metric)) for pair in self.found)
+        size = fmean(abs(value_of(pair.baseline, metric)) for pair in self.found)
         return bounded(known, worst=size if _lower_is_better(self.experiment, metric) else -size)
 
     def _expected(self, weighed: Weighed) -> float | None:
@@ -311,8 +322,8 @@ class _Judgement:
                 "metric": experiment.metric,
                 "pairs": len(self.found),
                 "seeds": [pair.seed for pair in self.found],
-                "baseline_mean": _mean([pair.baseline for pair in scored], experiment.metric),
-                "treatment_mean": _mean([pair.treatment for pair in scored], experiment.metric),
+                "baseline_mean": mean_of([pair.baseline for pair in scored], experiment.metric),
+                "treatment_mean": mean_of([pair.treatment for pair in scored], experiment.metric),
                 "effect": found.effect,
                 "low": _finite(weighed.low) if weighed else None,
                 "high": _finite(weighed.high) if weighed else None,
@@ -359,30 +370,6 @@ def _again(lab: Lab, hypothesis: Hypothesis) -> Hypothesis:
 
 def _lower_is_better(experiment: Experiment, metric: str) -> bool:
     return metric != experiment.metric or experiment.direction == "lower"  # less is better of every guard
-
-
-def _mean(runs: Sequence[Run | None], metric: str) -> float | None:
-    return fmean(_metric(run, metric) for run in runs) if runs else None
-
-
-def _metric(run: Run | None, metric: str) -> float:
-    return float(((run.score if run else None) or {})[metric])
-
-
-def _scored(run: Run | None) -> bool:
-    return run is not None and run.status == "completed"
-
-
-def _why_lost(pair: Pair) -> str:
-    run = pair.treatment
-    if run is None or run.error is None:
-        return "training ended early"
-
-    return run.error if run.beaten_by is not None else f"training diverged: {run.error}"
-
-
-def _ended(run: Run | None) -> bool:
-    return run is not None and run.status in ENDED_RUN
 
 
 def _finite(value: float) -> float | None:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy.special import gammaln
-
 _DOUBT = 2.0
 """What the log-likelihood must gain before experiments are taken to scatter unlike each other (about p = .02)."""
 
@@ -65,9 +63,9 @@ def _log_likelihood(df: int, squares: float, prior_df: float, variance: float) -
         return -0.5 * (df * math.log(2.0 * variance) + squares / variance)
 
     scale = prior_df * variance
-    return float(
-        gammaln(0.5 * (df + prior_df))
-        - gammaln(0.5 * prior_df)
+    return (
+        math.lgamma(0.5 * (df + prior_df))
+        - math.lgamma(0.5 * prior_df)
         - 0.5 * (df * math.log(scale) + (df + prior_df) * math.log1p(squares / scale))
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from agents.confirmation import go_on
+from agents.continuing import evidence_elsewhere
 from agents.effort import what_it_takes
 from agents.hands import target_runner
 from agents.pairs import add_pairs, configs_of, run_values
@@ -102,6 +103,9 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
 
     count = _screening_seeds(lab, experiment, seeds, confirm=confirm)
     _same_hardware(experiment, runner)
+    if elsewhere := evidence_elsewhere(lab.store, experiment_id, runner.hardware_class):
+        raise RefusedError(f"experiment {experiment_id} cannot go on here: {elsewhere}")
+
     baseline, treatment = configs_of(_pin_text(lab, experiment))
     cost = preflight(lab, treatment, runner)
     problems = [*cost.problems, *preflight(lab, baseline, runner).problems]

@@ -7,11 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.special import stdtrit
-
 from agents.discoveries import level
 from agents.evidence import Better, Moments, log_evidence
 from agents.noise import Noise
+from agents.student import quantile
 
 FUTILE = 0.2
 """A claim less probable than this is not worth waiting for: of .05 to .5 a good compromise between GPU time for a true
@@ -68,6 +67,6 @@ def is_futile(
 
     variance = (df * sd**2 + squares) / left
     ahead = max(max_pairs - n, 0)
-    drift = float(stdtrit(left, 1.0 - FUTILE)) * math.sqrt(variance * (1.0 / n - 1.0 / (n + ahead)))
+    drift = quantile(left, 1.0 - FUTILE) * math.sqrt(variance * (1.0 / n - 1.0 / (n + ahead)))
     hoped = mean - drift if better == "lower" else mean + drift
     return log_evidence(Moments(n + ahead, hoped, squares + ahead * variance), noise, better) < -math.log(level)

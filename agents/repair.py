@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from agents.duplicates import find_duplicate
+from agents.duplicates import Neighbour, find_duplicate
 from agents.facts import Facts
 from agents.hands import target_runner
 from agents.preflight import Base, preflight
@@ -90,7 +90,19 @@ def _large_enough(lab: Lab, base: Base, experiment: Experiment, facts: Facts, no
 
 def _untried(lab: Lab, base: Base, experiment: Experiment, facts: Facts, now: dict[str, Value]) -> _Step:
     ignore = lineage(lab.store, experiment.id)
-    twin = find_duplicate(lab.store, base.config, now, experiment.title, metric=experiment.metric, ignore=ignore)
+
+    def twin_of(treatment: dict[str, Value]) -> Neighbour | None:
+        return find_duplicate(
+            lab.store,
+            base.config,
+            treatment,
+            experiment.title,
+            metric=experiment.metric,
+            equal_flops=experiment.equal_flops,
+            ignore=ignore,
+        )
+
+    twin = twin_of(now)
     if twin is not None:
         why = f"experiment {twin.experiment_id} tried that already"
     elif facts.record.decided and not facts.record.improved:
@@ -100,9 +112,7 @@ def _untried(lab: Lab, base: Base, experiment: Experiment, facts: Facts, now: di
 
     for moves in (_mirrored, _doubled, _other_choices):
         for other in moves(base, now):
-            if _is_usable(lab, base, other) and not find_duplicate(
-                lab.store, base.config, other, experiment.title, metric=experiment.metric, ignore=ignore
-            ):
+            if _is_usable(lab, base, other) and twin_of(other) is None:
                 return _Step(
                     other,
                     f"{why}; moved to the untried {describe(changes_of(base.config, other))}",

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy.special import stdtrit
-
 from agents.confirmation import CLAIMS
 from agents.evidence import equivalence, evidence, interval
 from agents.noise import Noise
+from agents.student import quantile
 from db.records import Claim, Direction
 
 ALPHA = 0.05
@@ -32,7 +31,7 @@ class Weighed:
 def glance(differences: Sequence[float], noise: Noise) -> Weighed:
     """What a screening's differences say: Student's interval for a single look, which is all that ranking needs."""
     effect = fmean(differences)
-    half = float(stdtrit(noise.df, 1.0 - ALPHA / 2.0)) * noise.sd / math.sqrt(len(differences))
+    half = quantile(noise.df, 1.0 - ALPHA / 2.0) * noise.sd / math.sqrt(len(differences))
     return Weighed(effect=effect, low=effect - half, high=effect + half)
 
 

@@ -39,6 +39,14 @@ class Pair(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What results were made with: the version of moe/, and the kind of hardware."""
+
+    code: str
+    hardware_class: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoredPair:
     """Both scores of a pair somewhere in the class. Runs of one fingerprint are of one config; of equal seed and stage,
     they are the same run."""
@@ -53,14 +61,17 @@ class ScoredPair:
 
 
 def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[Pair]:
-    """What an experiment compares: training runs, or post runs of their checkpoints; of one stage or of both."""
+    """What an experiment compares: training runs, or post runs of their checkpoints; of one stage or of both.
+
+    Where a side of a seed was queued again with another moe/ or another card, the newest run is meant.
+    """
     by_seed: dict[tuple[str, int], dict[str, Run]] = {}
     for row in store.rows(
         """
         SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
         WHERE experiment_runs.experiment_id = :id AND experiment_runs.arm IN ('baseline', 'treatment')
           AND (:stage IS NULL OR runs.purpose = :stage)
-        ORDER BY runs.purpose DESC, runs.seed
+        ORDER BY runs.purpose DESC, runs.seed, runs.id
         """,
         {"id": experiment_id, "stage": stage},
     ):
@@ -87,6 +98,20 @@ def training_seconds(store: Store, runs: Sequence[Run]) -> list[float]:
     return [float(row["seconds"]) for row in rows]
 
 
+def origins(store: Store, experiment_id: int, stage: Stage | None = None) -> list[Origin]:
+    """What the results on both sides of an experiment were made with, of one stage or of both; oldest first."""
+    rows = store.rows(
+        """
+        SELECT runs.code, runs.hardware_class FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
+        WHERE experiment_runs.experiment_id = :id AND experiment_runs.arm IN ('baseline', 'treatment')
+          AND runs.status IN ('completed', 'pruned') AND (:stage IS NULL OR runs.purpose = :stage)
+        GROUP BY runs.code, runs.hardware_class ORDER BY min(runs.id)
+        """,
+        {"id": experiment_id, "stage": stage},
+    )
+    return [Origin(**row) for row in rows]
+
+
 def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_checkpoint: bool) -> list[ScoredPair]:
     """All complete pairs in the experiment's class that were scored by `metric`, its own among them, oldest first.
 
@@ -111,7 +136,8 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
         CROSS JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
         CROSS JOIN experiment_runs AS theirs ON theirs.experiment_id = class.id AND theirs.arm = 'baseline'
         CROSS JOIN runs AS base ON base.id = theirs.run_id AND base.status = 'completed' AND base.seed = treated.seed
-                         AND base.purpose = treated.purpose
+                         AND base.purpose = treated.purpose AND base.code = treated.code
+                         AND base.hardware_class = treated.hardware_class
         WHERE (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
         ORDER BY mine.experiment_id, treated.purpose DESC, treated.seed
         """,

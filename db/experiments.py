@@ -88,6 +88,15 @@ def experiments_on_knobs(store: Store, knobs: Collection[str], *, limit: int = 2
     return [Experiment.of(row) for row in rows]
 
 
+def experiments_of(store: Store, treatment: Mapping[str, Value], *, limit: int = 20) -> list[Experiment]:
+    """The newest experiments of exactly this treatment, on whatever baseline, superseded ones left out."""
+    rows = store.rows(
+        "SELECT * FROM experiments WHERE treatment = ? AND status != 'superseded' ORDER BY id DESC LIMIT ?",
+        (to_column(dict(treatment)), limit),
+    )
+    return [Experiment.of(row) for row in rows]
+
+
 def move_experiment(
     store: Store,
     experiment_id: int,

@@ -91,6 +91,57 @@ def test_a_seed_that_the_lab_did_not_draw_does_not_count(lab: Lab, runner: Runne
     assert "was not drawn by the lab" in (verdict_of(lab, experiment).reason or "")
 
 
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ("code", "the two sides of seed 1 differ in the version of moe/ that trained them: other and "),
+        ("hardware_class", "the two sides of seed 1 differ in the kind of hardware: other and "),
+    ],
+)
+def test_the_sides_of_a_screening_pair_are_made_alike_too(lab: Lab, runner: Runner, column: str, reason: str) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    run = pairs(lab.store, experiment.id)[0].baseline
+    assert run is not None
+    lab.store.execute(f"UPDATE runs SET {column} = 'other' WHERE id = ?", (run.id,))
+    mind.work(lab)
+    assert (verdict_of(lab, experiment).reason or "").startswith(reason)
+
+
+def test_both_sides_of_a_screening_are_scored_on_one_split(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+
+    def world(config: Config, seed: int) -> dict[str, Any]:
+        return {"val_bpb": 3.0, "split": "test" if config.lr == 0.02 else "val"}
+
+    work_off(lab, runner, world)
+    mind.work(lab)
+    assert verdict_of(lab, experiment).reason == "the two sides of seed 1 differ in the split: val and test"
+
+
+def test_who_trained_for_longer_than_its_seconds_has_had_another_budget(lab: Lab, runner: Runner) -> None:
+    base = apply(PRESETS["nano"], {"budget_tokens": None, "budget_seconds": 60.0})
+    experiment = approved(lab, {"lr": 0.02}, baseline=base.model_dump())
+    enqueue(lab, [experiment.id])
+
+    def world(config: Config, seed: int) -> dict[str, Any]:
+        return {"val_bpb": 3.0, "train_seconds": 63.0 if config.lr == 0.02 else 61.0, "steps": 100}
+
+    work_off(lab, runner, world)
+    mind.work(lab)
+    assert "was trained for 63.0 s, not for the 60 s of its budget" in (verdict_of(lab, experiment).reason or "")
+
+
+def test_a_baseline_that_diverges_leaves_nothing_to_compare_with(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    verdict = settled(lab, runner, experiment, lambda config, seed: 3.0 if config.lr == 0.02 or seed == 1 else None)
+    assert verdict.said == "invalid"
+    assert "the baseline itself diverged with seed 2: train_loss is not finite" in (verdict.reason or "")
+
+
 def test_two_kinds_of_hardware_never_meet_in_a_pair(lab: Lab, runner: Runner) -> None:
     experiment = promising(lab, runner)
     work_off(lab, runner, lr_matters)
@@ -98,7 +149,7 @@ def test_two_kinds_of_hardware_never_meet_in_a_pair(lab: Lab, runner: Runner) ->
     assert run is not None
     lab.store.execute("UPDATE runs SET hardware_class = 'another card' WHERE id = ?", (run.id,))
     mind.work(lab)
-    assert "was trained on two kinds of hardware: another card" in (verdict_of(lab, experiment).reason or "")
+    assert "differ in the kind of hardware: another card and" in (verdict_of(lab, experiment).reason or "")
 
 
 def test_a_run_that_was_stopped_because_it_cannot_win_is_not_called_diverged(lab: Lab, runner: Runner) -> None:

@@ -118,6 +118,18 @@ def test_without_a_checkpoint_nothing_waits_forever(
     assert "left no checkpoint: train_loss is not finite at step 3" in verdict.sentence
 
 
+def test_a_speed_that_was_measured_on_a_disturbed_card_is_none(lab: Lab, runner: Runner) -> None:
+    faster = {**SMALLER, "metric": "decode_tokens_per_second", "direction": "higher"}
+    experiment = approved(lab, {"quantize": "int8"}, **faster)
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lambda config, seed: {"val_bpb": 3.0, "decode_tokens_per_second": 100.0})
+    lab.store.execute("UPDATE runs SET disturbance = 'throttled' WHERE kind = 'post'")
+    mind.work(lab)
+    verdict = latest_verdict(lab.store, experiment.id)
+    assert verdict is not None
+    assert "was disturbed, and time is what is compared: throttled" in (verdict.reason or "")
+
+
 def test_a_score_without_the_metric_is_no_result(lab: Lab, runner: Runner) -> None:
     verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), lambda *_: {"val_bpb": 3.0})
     assert verdict.verdict == "invalid"

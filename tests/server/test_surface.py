@@ -18,7 +18,7 @@ from server.app import create_app
 SNAPSHOT = Path(__file__).with_name("tools.json")
 ROOT = Path(__file__).parents[2]
 
-HEAVY = ("torch", "optuna", "openai", "datasette", "matplotlib")
+HEAVY = ("torch", "optuna", "openai", "datasette", "matplotlib", "scipy")
 
 
 def surface() -> list[dict[str, Any]]:
