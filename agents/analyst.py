@@ -54,7 +54,8 @@ def learn(lab: Lab) -> int:
     changed = 0
     with lab.store.transaction():
         for move, verdicts in sorted(by_move.items()):
-            effects = [verdict.effect for verdict in verdicts if verdict.effect is not None]
+            whole = [verdict for verdict in verdicts if verdict.share == 1.0]  # lengths do not mix in a mean
+            effects = [verdict.effect for verdict in whole if verdict.effect is not None]
             changed += put_insight(
                 lab.store,
                 knob=move.knob,

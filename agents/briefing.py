@@ -6,6 +6,7 @@ from agents.domains import Domain, load_domains
 from agents.preflight import Base
 from agents.treatments import show
 from db.experiments import latest_verdict, list_experiments, list_insights
+from db.formats import part
 from db.lab import Lab
 from db.records import Experiment
 from moe.config import KNOBS
@@ -83,7 +84,8 @@ def _tried(lab: Lab, item: Experiment) -> str:
     treatment = ", ".join(f"{name}={show(value)}" for name, value in item.treatment.items())
     verdict = latest_verdict(lab.store, item.id)
     if verdict and verdict.effect is not None:
-        said = f"{verdict.said} ({verdict.metric} {verdict.effect:+.4f})"
+        where = "" if verdict.share == 1.0 else f" at {part(verdict.share)} of the budget"
+        said = f"{verdict.said} ({verdict.metric} {verdict.effect:+.4f}{where})"
     else:
         said = verdict.said if verdict else item.status
 

@@ -1,8 +1,8 @@
 """How much one pair's difference varies when nothing is different: measured over the class, never assumed.
 
-A class is model size, text, budget, evaluation, hardware and metric (db/comparisons.py). What it knows comes from
-all pairs of it. Those of a screening share baselines, so their differences are not independent; _of_screening takes
-them apart.
+A class is model size, text, budget, evaluation, hardware and metric (db/comparisons.py); screenings on a part of the
+budget are classes of their own. What it knows comes from all pairs of it. Those of a screening share baselines, so
+their differences are not independent; _of_screening takes them apart.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from agents.noise import Noise, pool
 from agents.pairs import trains_nothing
 from db.comparisons import ScoredPair, scored_pairs
 from db.lab import Lab
-from db.records import Experiment
+from db.records import Experiment, Stage
 
 Scores = dict[int, float]
 """Of one config, by seed."""
 
 
-def noise_here(lab: Lab, experiment: Experiment, metric: str) -> Noise | None:
-    """How much a pair's difference varies in the experiment's class, its own confirmation left out."""
-    found = scored_pairs(lab.store, experiment, metric, same_checkpoint=trains_nothing(experiment))
+def noise_here(lab: Lab, experiment: Experiment, metric: str, stage: Stage = "confirm") -> Noise | None:
+    """How much a pair's difference of a stage varies in the experiment's class, its own confirmation left out.
+
+    None for a confirmation while all that is known is the noise of shorter screenings: that is another one.
+    """
+    share = experiment.share_in(stage)
+    found = scored_pairs(lab.store, experiment, metric, same_checkpoint=trains_nothing(experiment), share=share)
     return noise_of(found, apart_from=experiment.id)
 
 

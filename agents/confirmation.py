@@ -12,6 +12,7 @@ import math
 import secrets
 from collections.abc import Sequence
 
+from agents.class_noise import noise_here
 from agents.discoveries import discoveries, level
 from agents.effort import pairs_for
 from agents.noise import Noise
@@ -34,8 +35,13 @@ _LOWEST = 1_000_000
 """Screening counts its seeds from 1; these can never be among them."""
 
 
-def register(lab: Lab, experiment: Experiment, noise: Noise | None, guard: Noise | None) -> Hypothesis:
-    """Registers a hypothesis, and queues its first pairs: as many as a huge effect takes in the noise known now."""
+def register(lab: Lab, experiment: Experiment) -> Hypothesis:
+    """Registers a hypothesis, and queues its first pairs: as many as a huge effect takes in the noise known now.
+
+    The noise is that of the whole budget: while all runs were shorter screenings none is known, and the pairs show it.
+    """
+    noise = noise_here(lab, experiment, experiment.metric)
+    guard = None if experiment.guard_metric is None else noise_here(lab, experiment, experiment.guard_metric)
     hypothesis = add_hypothesis(
         lab.store,
         {

@@ -160,5 +160,5 @@ def _neighbour(store: Store, relation: Relation, item: Experiment) -> Neighbour:
         status=item.status,
         relation=relation,
         verdict=verdict.said if verdict and verdict.final else None,
-        effect=verdict.effect if verdict and verdict.final else None,
+        effect=verdict.effect if verdict and verdict.final and verdict.share == 1.0 else None,
     )

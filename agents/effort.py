@@ -42,6 +42,18 @@ def quote(lab: Lab, experiment: Experiment, count: int) -> str:
     return f"about {count} pairs" + ("" if seconds is None else f", {_minutes(2 * count * seconds)}")
 
 
+def noise_ahead(lab: Lab, experiment: Experiment, screened: Noise) -> Noise:
+    """The noise to plan a confirmation with: that of the whole budget, or where that is not known yet, a guess.
+
+    Args:
+        screened: the noise of the screening, which may have been shorter.
+    """
+    if experiment.share_in("screen") == 1.0:
+        return screened
+
+    return noise_here(lab, experiment, experiment.metric) or Noise(sd=screened.sd, df=0.0)
+
+
 def pairs_for(lab: Lab, effect: float, noise: Noise | None) -> int:
     """Pairs until a hypothesis registered now is claimed, in the median; the effect in deviations of a pair."""
     return pairs_needed(effect, hypotheses=len(list_hypotheses(lab.store)) + 1, df=0.0 if noise is None else noise.df)

@@ -172,7 +172,7 @@ def _record(lab: Lab, base: Config, changes: list[Change], metric: str, own: lis
         and is_same_baseline(base, experiment.baseline)
         and [(item.knob, item.direction) for item in changes_of(base, experiment.treatment)] == wanted
     ]
-    effects = [abs(verdict.effect) for _, verdict in found if verdict.effect is not None]
+    effects = [abs(verdict.effect) for _, verdict in found if verdict.effect is not None and verdict.share == 1.0]
     return TrackRecord(
         experiment_ids=[key for key, _ in found],
         improved=sum(verdict.verdict == "improved" for _, verdict in found),

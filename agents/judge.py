@@ -1,8 +1,9 @@
 """What the runs say of a hypothesis. No model, no torch; this module alone decides the words.
 
-First an experiment is screened, on a few pairs that may share baselines. That claims nothing: it is promising, or it is
-not. What is promising is registered and confirmed on new pairs (agents/confirmation.py), judged after each of them by
-agents/evidence.py: an e-value and an interval that hold however often one looks.
+First an experiment is screened, on a few pairs that may share baselines and train for a part of the budget. That claims
+nothing: it is promising, or it is not. What is promising is registered and confirmed on new pairs
+(agents/confirmation.py), judged after each of them by agents/evidence.py: an e-value and an interval that hold however
+often one looks.
 
     improved          the evidence that it is better suffices for a claim: of all that a campaign claims to be
     worse             improved, at most 5 % is false on average, and likewise of worse and of
@@ -24,7 +25,7 @@ from statistics import fmean, median
 from agents.class_noise import effects_of, noise_here
 from agents.confirmation import CLAIMS, add_confirming_pairs, at_first_look, needed, new_claims, noise_known, register
 from agents.continuing import evidence_elsewhere
-from agents.effort import pairs_for, quote
+from agents.effort import noise_ahead, pairs_for, quote
 from agents.evidence import bounded
 from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
 from agents.noise import Noise
@@ -102,6 +103,7 @@ class _Judgement:
         self.lab = lab
         self.experiment = experiment
         self.stage = stage
+        self.share = experiment.share_in(stage)
         self.found = found
         self.scored = [pair for pair in found if is_scored(pair)]
         self.lost = [pair for pair in found if pair.treatment is not None and pair.treatment.status == "pruned"]
@@ -176,9 +178,9 @@ class _Judgement:
         return self._decide(hypothesis, self._differences(self.experiment.metric), self._guard())
 
     def _see_noise(self) -> None:
-        self.noise = noise_here(self.lab, self.experiment, self.experiment.metric)
+        self.noise = noise_here(self.lab, self.experiment, self.experiment.metric, self.stage)
         if self.experiment.guard_metric is not None:
-            self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric)
+            self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric, self.stage)
 
     def _outlook(self, weighed: Weighed | None) -> tuple[Screening, str | None]:
         guard = self._guard()
@@ -195,7 +197,8 @@ class _Judgement:
             return "not promising", None
 
         most = self.lab.settings.max_pairs
-        count = pairs_for(self.lab, gain / self.noise.sd, self.noise) if self.noise.sd > 0.0 else 2
+        noise = noise_ahead(self.lab, self.experiment, self.noise)
+        count = pairs_for(self.lab, gain / noise.sd, noise) if noise.sd > 0.0 else 2
         quoted = f"to confirm a gain of this size takes {quote(self.lab, self.experiment, count)}"
         if count > most:
             return "not promising", f"{quoted}, more than {most} pairs (max_pairs)"
@@ -208,7 +211,7 @@ class _Judgement:
             "no evidence yet", screening=said, weighed=weighed, reason=reason, guard=self._guard(), final=not goes_on
         )
         if goes_on:
-            register(self.lab, self.experiment, self.noise, self.guard_noise)
+            register(self.lab, self.experiment)
 
         return verdict
 
@@ -251,6 +254,9 @@ class _Judgement:
 
     def _expected(self, weighed: Weighed) -> float | None:
         """The true effect to expect: the one of all pairs so far, drawn toward what effects have been in this class."""
+        if self.share < 1.0:
+            return None  # of the whole budget a shorter training says no size
+
         if self.lost or self.noise is None or self.noise.sd <= 0.0:
             return weighed.effect
 
@@ -284,7 +290,7 @@ class _Judgement:
         failed: bool = False,
     ) -> Verdict:
         experiment, store = self.experiment, self.lab.store
-        baseline, treatment = configs_of(experiment)
+        baseline, treatment = configs_of(experiment, self.stage)
         ours, theirs = account(treatment), account(baseline)
         our_model, their_model = account(as_served(treatment)), account(as_served(baseline))
         scored = self.scored if weighed else []
@@ -293,6 +299,7 @@ class _Judgement:
         found = Found(
             word=word,
             stage=self.stage,
+            share=self.share,
             screening=screening,
             reason=reason,
             effect=weighed.effect if weighed else None,
@@ -318,9 +325,10 @@ class _Judgement:
                 "final": final,
                 "sentence": sentence_of(experiment, found),
                 "reason": reason,
-                "method": screened(self.stage),
+                "method": screened(self.stage, self.share),
                 "metric": experiment.metric,
                 "pairs": len(self.found),
+                "share": self.share,
                 "seeds": [pair.seed for pair in self.found],
                 "baseline_mean": mean_of([pair.baseline for pair in scored], experiment.metric),
                 "treatment_mean": mean_of([pair.treatment for pair in scored], experiment.metric),

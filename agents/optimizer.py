@@ -1,7 +1,8 @@
 """The classical proposer: TPE over the lab's own verdicts, used as a library; no study is stored.
 
-It learns which knob is worth moving and whereto, from as many rows as there are, and says on how many. The same rows
-give the same proposals.
+It learns which knob is worth moving and whereto, from as many rows as there are, and says on how many; those of
+screenings on a part of the budget count like others, since a proposal claims nothing. The same rows give the same
+proposals.
 """
 
 from __future__ import annotations

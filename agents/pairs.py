@@ -22,18 +22,36 @@ from moe.fingerprint import code_hash, fingerprint
 from moe.post.stages import as_trained, needs_post
 
 
-def configs_of(experiment: Experiment) -> tuple[Config, Config]:
+def configs_of(experiment: Experiment, stage: Stage = "confirm") -> tuple[Config, Config]:
     """The whole configs of both sides as they are trained: baseline, treatment.
+
+    Args:
+        stage: a screening may train for a part of the budget, a confirmation never does.
 
     Raises:
         RefusedError: the stored config is no longer valid with this version of moe/.
     """
     try:
-        baseline = Config.model_validate(experiment.baseline)
+        baseline = shortened(Config.model_validate(experiment.baseline), experiment.share_in(stage))
         treatment = apply_treatment(baseline, experiment.treatment)
         return baseline, at_equal_flops(baseline, treatment) if experiment.equal_flops else treatment
     except (ConfigError, ValueError) as error:
         raise RefusedError(f"experiment {experiment.id} cannot be run: {error}") from None
+
+
+def shortened(config: Config, share: float) -> Config:
+    """The config with a part of its budget: a complete training of its own, since schedules are shares of the budget.
+
+    Raises:
+        ConfigError: the part is less than one batch.
+    """
+    if share == 1.0:
+        return config
+
+    if config.budget_tokens is not None:
+        return apply(config, {"budget_tokens": round(share * config.budget_tokens)})
+
+    return apply(config, {"budget_seconds": share * (config.budget_seconds or 0.0)})
 
 
 def at_equal_flops(baseline: Config, treatment: Config) -> Config:
@@ -58,7 +76,7 @@ def trains_nothing(experiment: Experiment) -> bool:
 def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Stage = "screen") -> list[Queued]:
     """Queues the runs of both sides for every seed; a treatment's training waits for the experiment's probe."""
     store = lab.store
-    baseline, treatment = configs_of(experiment)
+    baseline, treatment = configs_of(experiment)  # a probe looks at the whole config, whatever screening trains of it
     probed = apply(treatment, {"budget_tokens": baseline.budget_tokens})  # equal FLOPs are no knob of the treatment
     hardware_class = experiment.hardware_class or ""
     runner = next((item for item in list_runners(store) if item.hardware_class == hardware_class), None)
@@ -85,6 +103,7 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Sta
         },
     )
     added = {probe.run.id: probe}
+    baseline, treatment = configs_of(experiment, stage)
     posted = needs_post(experiment.metric, baseline, treatment)
     trains_anew = scientific(treatment) != scientific(baseline)
     arms: tuple[tuple[Arm, Config, int | None], ...] = (

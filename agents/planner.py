@@ -7,7 +7,7 @@ reads: a treatment that changes no training shares the baseline's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,13 +18,14 @@ from agents.hands import target_runner
 from agents.pairs import add_pairs, configs_of, run_values
 from agents.preflight import preflight
 from agents.room import disk_note, disk_problem
+from agents.rungs import rung_for, rung_notes
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment, plan_experiment
 from db.hypotheses import get_hypothesis
 from db.lab import Lab
 from db.queries import trained_runs
-from db.queue import add_run
-from db.records import Experiment, ExperimentStatus, Runner
+from db.queue import Queued, add_run
+from db.records import Experiment, ExperimentStatus, Runner, Stage
 from db.store import to_column
 from db.weights import free_identity, has_run, has_weights
 from moe.accounting import disk_bytes
@@ -106,7 +107,8 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
     if elsewhere := evidence_elsewhere(lab.store, experiment_id, runner.hardware_class):
         raise RefusedError(f"experiment {experiment_id} cannot go on here: {elsewhere}")
 
-    baseline, treatment = configs_of(_pin_text(lab, experiment))
+    experiment = _pin_text(lab, experiment)
+    baseline, treatment = configs_of(experiment)
     cost = preflight(lab, treatment, runner)
     problems = [*cost.problems, *preflight(lab, baseline, runner).problems]
     problems += filter(None, (disk_problem(lab, baseline), disk_problem(lab, treatment)))
@@ -114,17 +116,21 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
         raise RefusedError(f"experiment {experiment_id} is refused: {'; '.join(dict.fromkeys(problems))}")
 
     # judged_runs: nothing of it is weighed, so that it is judged even where all its runs are done already.
+    rung = rung_for(lab, experiment)
     columns = {"hardware_class": runner.hardware_class, "priority": priority, "judged_runs": -1}
+    columns |= {"screen_share": rung.share}
     if confirm:
         columns["confirm"] = "always"
 
     plan_experiment(lab.store, experiment_id, **columns)
     move_experiment(lab.store, experiment_id, "queued", allowed=_MAY_QUEUE)
-    added = add_pairs(lab, get_experiment(lab.store, experiment_id), range(1, count + 1))
+    experiment = get_experiment(lab.store, experiment_id)
+    added = add_pairs(lab, experiment, range(1, count + 1))
     if get_hypothesis(lab.store, experiment_id) is not None:
         added += go_on(lab, experiment_id)
 
-    training = sum(1 for item in added if item.new and item.run.kind == "train")
+    short = preflight(lab, configs_of(experiment, "screen")[1], runner)
+    notes = _notes(lab, experiment, runner, cost.seconds, confirm=confirm)
     return Plan(
         experiment_id=experiment_id,
         title=experiment.title,
@@ -132,11 +138,17 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
         seeds=list(range(1, count + 1)),
         runs_new=sum(item.new for item in added),
         runs_shared=sum(not item.new for item in added),
-        seconds=None if cost.seconds is None else cost.seconds * training,
+        seconds=_training_seconds(added, {"screen": short.seconds, "confirm": cost.seconds}),
         memory_bytes=cost.memory_bytes,
         micro_batch_size=cost.micro_batch_size,
-        notes=_notes(lab, experiment, runner, cost.seconds, confirm=confirm),
+        notes=[*rung_notes(experiment, rung, count), *notes],
     )
+
+
+def _training_seconds(added: Iterable[Queued], each: Mapping[Stage, float | None]) -> float | None:
+    times = [each[item.run.purpose] for item in added if item.new and item.run.kind == "train"]
+    known = [time for time in times if time is not None]
+    return sum(known) if len(known) == len(times) else None
 
 
 def _screening_seeds(lab: Lab, experiment: Experiment, seeds: int | None, *, confirm: bool) -> int:

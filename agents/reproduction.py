@@ -20,6 +20,7 @@ from moe.texts import CorpusError
 _COLUMNS = {
     *("title", "hypothesis", "method", "domain", "focus_area", "preset", "baseline", "treatment", "metric"),
     *("direction", "guard_metric", "guard_margin", "proposer", "source", "confirm", "equal_flops"),
+    "screen_share",
 }
 
 

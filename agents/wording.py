@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from db.formats import places, span
+from db.formats import part, places, span
 from db.records import Experiment, Screening, Stage, Verdict, Word
 
 _METHODS: dict[Stage, str] = {
@@ -28,6 +28,7 @@ class Found:
 
     word: Word
     stage: Stage
+    share: float
     screening: Screening | None
     reason: str | None
     effect: float | None
@@ -43,9 +44,12 @@ class Found:
     beside: str | None = None
 
 
-def screened(stage: Stage) -> str:
-    """How a verdict of this stage comes about."""
-    return _METHODS[stage]
+def screened(stage: Stage, share: float = 1.0) -> str:
+    """How a verdict of this stage comes about, where its runs were trained for a share of the budget."""
+    if share == 1.0:
+        return _METHODS[stage]
+
+    return f"{_METHODS[stage]} The runs had {part(share)} of the budget, so the effect is not that of all of it."
 
 
 def sentence_of(experiment: Experiment, found: Found) -> str:
@@ -58,6 +62,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
 
     new = "new " if found.stage == "confirm" else "screening "
     facts = f"{experiment.metric} {_span(found, found.effect, *found.interval)} over {found.pairs} {new}pairs"
+    if found.share < 1.0:
+        facts += f" at {part(found.share)} of the budget"
+
     if found.lost:
         facts += f", {found.lost} of which diverged"
 

@@ -34,6 +34,7 @@ class Pair(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     seed: int
+    stage: Stage
     baseline: Run | None
     treatment: Run | None
 
@@ -65,7 +66,7 @@ def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[
 
     Where a side of a seed was queued again with another moe/ or another card, the newest run is meant.
     """
-    by_seed: dict[tuple[str, int], dict[str, Run]] = {}
+    by_seed: dict[tuple[Stage, int], dict[str, Run]] = {}
     for row in store.rows(
         """
         SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
@@ -78,8 +79,8 @@ def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[
         by_seed.setdefault((row["purpose"], row["seed"]), {})[row["arm"]] = Run.of(row)
 
     return [
-        Pair(seed=seed, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
-        for (_, seed), arms in by_seed.items()
+        Pair(seed=seed, stage=purpose, baseline=arms.get("baseline"), treatment=arms.get("treatment"))
+        for (purpose, seed), arms in by_seed.items()
     ]
 
 
@@ -112,11 +113,14 @@ def origins(store: Store, experiment_id: int, stage: Stage | None = None) -> lis
     return [Origin(**row) for row in rows]
 
 
-def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_checkpoint: bool) -> list[ScoredPair]:
+def scored_pairs(
+    store: Store, experiment: Experiment, metric: str, *, same_checkpoint: bool, share: float = 1.0
+) -> list[ScoredPair]:
     """All complete pairs in the experiment's class that were scored by `metric`, its own among them, oldest first.
 
     Pairs made of one checkpoint, which differ far less, and pairs of which each side was trained for itself are two
-    classes. Of a large class, the NEWEST experiments that have a verdict.
+    classes; so are those trained for a `share` of the budget and those trained for all of it. Of a large class, the
+    NEWEST experiments that have a verdict.
     """
     fields = " AND ".join(
         f"json_extract(baselines.config, '$.{name}') IS json_extract(:baseline, '$.{name}')" for name in CLASS_FIELDS
@@ -127,11 +131,12 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
                base.fingerprint AS baseline_fingerprint, treated.fingerprint AS treatment_fingerprint,
                json_extract(base.score, :path) AS baseline, json_extract(treated.score, :path) AS treatment
         FROM (SELECT * FROM (
-                  SELECT experiments.id FROM verdicts CROSS JOIN experiments ON experiments.id = verdicts.experiment_id
+                  SELECT experiments.id, experiments.screen_share
+                  FROM verdicts CROSS JOIN experiments ON experiments.id = verdicts.experiment_id
                   CROSS JOIN baselines ON baselines.id = experiments.baseline_id
                   WHERE verdicts.current = 1 AND experiments.hardware_class = :class AND {fields}
                   ORDER BY verdicts.experiment_id DESC LIMIT {NEWEST})
-              UNION SELECT :id) AS class
+              UNION SELECT id, screen_share FROM experiments WHERE id = :id) AS class
         CROSS JOIN experiment_runs AS mine ON mine.experiment_id = class.id AND mine.arm = 'treatment'
         CROSS JOIN runs AS treated ON treated.id = mine.run_id AND treated.status = 'completed'
         CROSS JOIN experiment_runs AS theirs ON theirs.experiment_id = class.id AND theirs.arm = 'baseline'
@@ -139,6 +144,7 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
                          AND base.purpose = treated.purpose AND base.code = treated.code
                          AND base.hardware_class = treated.hardware_class
         WHERE (treated.kind = 'post' AND treated.needs_run_id = base.needs_run_id) = :same
+          AND CASE treated.purpose WHEN 'screen' THEN coalesce(class.screen_share, 1.0) ELSE 1.0 END = :share
         ORDER BY mine.experiment_id, treated.purpose DESC, treated.seed
         """,
         {
@@ -147,6 +153,7 @@ def scored_pairs(store: Store, experiment: Experiment, metric: str, *, same_chec
             "class": experiment.hardware_class,
             "id": experiment.id,
             "same": same_checkpoint,
+            "share": share,
         },
     )
     return [ScoredPair(**row) for row in rows if row["baseline"] is not None and row["treatment"] is not None]

@@ -16,6 +16,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def part(share: float) -> str:
+    """A part of a whole: 1/4, or 30 %."""
+    return f"1/{round(1 / share)}" if abs(1 / share - round(1 / share)) < 1e-9 else f"{share:.0%}".replace("%", " %")
+
+
 def signed(value: float | None, digits: int = 4) -> str:
     """A difference, with its sign."""
     return "–" if value is None else f"{value:+,.{digits}f}".replace("-", "−")
@@ -125,6 +130,7 @@ def chips(treatment: Mapping[str, Any]) -> Markup:
 FILTERS = {
     "number": number,
     "signed": signed,
+    "part": part,
     "count": count,
     "size": size,
     "duration": duration,

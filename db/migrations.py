@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from db.failpoints import failpoint
-from db.schema import champions, hypotheses, lab, queue_order, tallies
+from db.schema import champions, hypotheses, lab, queue_order, rungs, tallies
 
 MIGRATIONS = Migrations("blueberry")
 
@@ -102,6 +102,12 @@ def m011_seconds(db: Database) -> None:
 def m012_processes(db: Database) -> None:
     """How many processes train a run together, and on how many cards; every hour of a run counts once for each card."""
     _run(db, _PROCESSES)
+
+
+@MIGRATIONS()
+def m013_rungs(db: Database) -> None:
+    """Screening on a part of the budget: of each experiment, and of what each verdict rests on."""
+    _run(db, rungs.RUNGS)
 
 
 _DISK = """

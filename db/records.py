@@ -70,7 +70,10 @@ def _is_json(annotation: Any) -> bool:
 
 
 class Experiment(Record):
-    """One question. `baseline` is a whole config, `treatment` the overrides compared with it."""
+    """One question. `baseline` is a whole config, `treatment` the overrides compared with it.
+
+    screen_share: the part of the budget that its screening trains for; None before it was queued.
+    """
 
     id: int
     title: str
@@ -96,11 +99,16 @@ class Experiment(Record):
     seeds: int
     confirm: Literal["promising", "always"]
     equal_flops: bool
+    screen_share: float | None
     on_champion_id: int | None
     combines_id: int | None
     hardware_class: str | None
     created_at: str
     updated_at: str
+
+    def share_in(self, stage: Stage) -> float:
+        """The part of the budget that the runs of a stage train for; a confirmation's all of it."""
+        return 1.0 if stage == "confirm" else self.screen_share or 1.0
 
 
 class Review(Record):
@@ -230,8 +238,10 @@ class Verdict(Record):
 
     said: the word to show, since a screening claims nothing and has words of its own (screening). evidence: the e-value
     that the treatment is better; needed: the one at which it is claimed. expected: the true effect to expect, shrunk
-    toward what effects have been so far. noise: standard deviation of one pair's difference, known as well as from
-    noise_df degrees of freedom. baseline_seconds, treatment_seconds: how long a run trained, the median over the pairs.
+    toward what effects have been so far. share: the part of the budget that its runs were trained for; below 1
+    its effect is not that of the whole budget. noise: standard deviation of one pair's difference, known as well as
+    from noise_df degrees of freedom. baseline_seconds, treatment_seconds: how long a run trained, the median over the
+    pairs.
     """
 
     id: int
@@ -246,6 +256,7 @@ class Verdict(Record):
     method: str
     metric: str
     pairs: int
+    share: float
     seeds: list[int]
     baseline_mean: float | None
     treatment_mean: float | None

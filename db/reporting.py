@@ -68,6 +68,8 @@ class Reported:
     position: int | None
     """its place among the hypotheses of its campaign"""
     pairs: list[Pair]
+    alike: list[Pair]
+    """those that trained for as long as the ones that the verdict rests on: lengths do not mix in a picture"""
     probes: list[Run]
     curves: list[Curves]
     families: list[Family]
@@ -126,15 +128,19 @@ def read_experiment(store: Store, experiment_id: int) -> Reported:
     experiment = get_experiment(store, experiment_id)
     hypothesis = get_hypothesis(store, experiment_id)
     found = pairs(store, experiment_id)
+    verdict = latest_verdict(store, experiment_id)
+    share = verdict.share if verdict else experiment.share_in("screen")
+    alike = [pair for pair in found if experiment.share_in(pair.stage) == share]
     campaign = hypothesis.campaign if hypothesis else None
     return Reported(
         experiment=experiment,
-        verdict=latest_verdict(store, experiment_id),
+        verdict=verdict,
         hypothesis=hypothesis,
         position=None if hypothesis is None else _position(store, hypothesis),
         pairs=found,
+        alike=alike,
         probes=probe_runs(store, experiment_id),
-        curves=[_curves(store, metric, found) for metric in CURVES],
+        curves=[_curves(store, metric, alike) for metric in CURVES],
         families=families(store, campaign),
         cost=Cost(
             seconds=experiment_seconds(store, experiment_id),

@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     """Pairs of runs that screen an experiment."""
     max_seeds: Annotated[int, Field(ge=2, le=50)] = 4
     """Most pairs that a screening may be asked to have."""
+    screen_share: Annotated[float, Field(ge=0.0625, le=1.0)] = 1.0
+    """Part of the budget that screening trains for, on both sides; a confirmation always has all of it. Short trainings
+    rank otherwise than long ones (docs/evidence.md): worth it where a run takes long and many ideas are to be tried."""
     max_pairs: Annotated[int, Field(ge=2, le=200)] = 16
     """Most new pairs that confirm a promising experiment; the judge stops before where going on is pointless."""
     campaign: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[\w .:-]+$")] = "lab"

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from db.formats import part
 from db.queries import Overview, RunProgress
 from server.commands import as_commands
 from server.parts import CycleView, ExperimentView, OverviewView, RunView, TaskView
@@ -93,7 +94,7 @@ def interval(verdict: VerdictView) -> str:
     if verdict.low is not None and verdict.high is not None:
         text += f" [{verdict.low:+.4f}, {verdict.high:+.4f}]"
 
-    return text
+    return text if verdict.share == 1.0 else f"{text} at {part(verdict.share)} of the budget"
 
 
 def word(text: str | None) -> Text:

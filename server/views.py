@@ -83,6 +83,8 @@ class VerdictView(View):
     needed: float | None
     pairs: int
     """pairs of runs of equal seed"""
+    share: float
+    """part of the budget that they were trained for; below 1 the effect is not that of the whole budget"""
     seeds: list[int]
     baseline_mean: float | None
     treatment_mean: float | None

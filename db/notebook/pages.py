@@ -41,6 +41,7 @@ class Known:
     high: float | None
     metric: str
     pairs: int
+    share: float
     final: bool
     sentence: str
     picture: Markup | None
@@ -69,9 +70,11 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """Both arms at one seed; `difference` is treatment minus baseline, once both have been scored."""
+    """Both arms at one seed, trained for a share of the budget; `difference` is treatment minus baseline, once both are
+    scored."""
 
     seed: int
+    share: float
     baseline: Run | None
     treatment: Run | None
     difference: float | None
@@ -223,6 +226,7 @@ def _seed_result(store: Store, experiment: Experiment, pair: comparisons.Pair) -
     base, treated = (_score(run, experiment.metric) for run in arms.values())
     return SeedResult(
         seed=pair.seed,
+        share=experiment.share_in(pair.stage),
         baseline=pair.baseline,
         treatment=pair.treatment,
         difference=None if base is None or treated is None else treated - base,

@@ -9,7 +9,7 @@ from agents.pairs import configs_of
 from db.clock import utc_now
 from db.comparisons import Pair
 from db.draw import Effect, Series, draw_curves, draw_forest
-from db.formats import count, duration, plain
+from db.formats import count, duration, part, plain
 from db.records import Experiment, Run, Verdict
 from db.reporting import Reported
 from moe.config import KNOBS
@@ -41,13 +41,13 @@ def effects(found: Reported) -> list[Effect]:
 
     rows = [
         Effect(
-            label=f"seed {pair.seed} ({stage})",
+            label=f"seed {pair.seed} ({_stage(found, pair)})",
             effect=gap,
             floor=verdict.margin,
             word="pair",
             text=difference(verdict, gap),
         )
-        for pair, stage in _staged(found)
+        for pair in found.alike
         if (gap := _gap(pair, verdict.metric)) is not None
     ]
     pooled = effect_of(verdict, f"all {verdict.pairs} pairs of the {_STAGES[verdict.stage or 'screen']}")
@@ -135,7 +135,7 @@ def _sides(found: Reported, verdict: Verdict) -> Iterator[Block]:
         ],
         numbers=2,
     )
-    sides = {"baseline": [pair.baseline for pair in found.pairs], "treatment": [pair.treatment for pair in found.pairs]}
+    sides = {"baseline": [pair.baseline for pair in found.alike], "treatment": [pair.treatment for pair in found.alike]}
     yield Table(
         columns=("each run", f"mean {verdict.metric}", "parameters", "active", "FLOPs", "training", "tokens"),
         rows=[
@@ -185,13 +185,13 @@ def _pairs(found: Reported) -> Iterator[Block]:
         rows=[
             (
                 str(pair.seed),
-                stage,
+                _stage(found, pair),
                 _remarks(pair),
                 shown(_score(pair.baseline, metric)),
                 shown(_score(pair.treatment, metric)),
                 "–" if verdict is None else difference(verdict, _gap(pair, metric)),
             )
-            for pair, stage in _staged(found)
+            for pair in found.pairs
         ],
         numbers=3,
     )
@@ -217,9 +217,9 @@ def _method(found: Reported) -> Iterator[Block]:
     yield Paragraph(text=f"To repeat it: blueberry reproduce {found.experiment.id}", quiet=True)
 
 
-def _staged(found: Reported) -> list[tuple[Pair, str]]:
-    stages = [next(run.purpose for run in (pair.baseline, pair.treatment) if run) for pair in found.pairs]
-    return [(pair, _STAGES[stage]) for pair, stage in zip(found.pairs, stages, strict=True)]
+def _stage(found: Reported, pair: Pair) -> str:
+    share = found.experiment.share_in(pair.stage)
+    return _STAGES[pair.stage] if share == 1.0 else f"{_STAGES[pair.stage]} at {part(share)} of the budget"
 
 
 def _gap(pair: Pair, metric: str) -> float | None:

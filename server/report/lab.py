@@ -37,11 +37,11 @@ def lab_document(found: ReportedLab) -> Document:
 
 
 def forests(found: ReportedLab) -> dict[str, list[Effect]]:
-    """The effects by metric, best first."""
+    """The effects by metric, best first; those of shorter screenings are no effects on the same scale."""
     by_metric: dict[str, list[tuple[float, Effect]]] = {}
     for line in found.lines:
         row = effect_of(line.verdict, f"{line.experiment.id} {line.experiment.title}")
-        if row is not None:
+        if row is not None and line.verdict.share == 1.0:
             gain = -row.effect if line.experiment.direction == "lower" else row.effect
             by_metric.setdefault(line.verdict.metric, []).append((gain, row))
 

@@ -6,7 +6,7 @@ import math
 
 from db import formats
 from db.draw import Effect
-from db.formats import count, duration, energy, places, signed
+from db.formats import count, duration, energy, part, places, signed
 from db.records import Verdict
 from db.reporting import Cost
 
@@ -29,7 +29,8 @@ def effect_of(verdict: Verdict, label: str) -> Effect | None:
 
 def span(verdict: Verdict) -> str:
     """The effect with its interval; a dash without one."""
-    return formats.span(verdict.effect, verdict.low, verdict.high, verdict.noise)
+    text = formats.span(verdict.effect, verdict.low, verdict.high, verdict.noise)
+    return text if verdict.share == 1.0 else f"{text} at {part(verdict.share)} of the budget"
 
 
 def difference(verdict: Verdict, value: float | None) -> str:
