@@ -80,6 +80,7 @@ def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
         "seeds": 0,
         "confirm": "promising",
         "equal_flops": False,
+        "screen_share": None,
         "on_champion_id": None,
         "combines_id": None,
         "hardware_class": None,
