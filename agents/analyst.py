@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from db.experiments import final_verdicts, put_insight
+from db.formats import places
 from db.lab import Lab
 from db.records import Experiment, Verdict
 from moe.config import KNOBS
@@ -79,6 +80,11 @@ def _common(verdicts: list[Verdict]) -> str:
 def _statement(move: Move, verdicts: list[Verdict], effects: list[float]) -> str:
     counts = Counter(verdict.said for verdict in verdicts)
     said = ", ".join(f"{word} in {count}" for word, count in counts.most_common())
-    size = f"; mean effect on {move.metric} {fmean(effects):+,.3f}" if effects else ""
+    size = f"; mean effect on {move.metric} {_mean(verdicts, effects)}" if effects else ""
     plural = "s" if len(verdicts) > 1 else ""
     return f"{move.knob} {move.direction} ({move.preset}): {said} of {len(verdicts)} experiment{plural}{size}."
+
+
+def _mean(verdicts: list[Verdict], effects: list[float]) -> str:
+    mean, deviation = fmean(effects), max((item.noise for item in verdicts if item.noise is not None), default=None)
+    return f"{mean:+,.{places(deviation, mean)}f}"

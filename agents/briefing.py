@@ -6,7 +6,7 @@ from agents.domains import Domain, load_domains
 from agents.preflight import Base
 from agents.treatments import show
 from db.experiments import latest_verdict, list_experiments, list_insights
-from db.formats import part
+from db.formats import part, places
 from db.lab import Lab
 from db.records import Experiment
 from moe.config import KNOBS
@@ -85,7 +85,8 @@ def _tried(lab: Lab, item: Experiment) -> str:
     verdict = latest_verdict(lab.store, item.id)
     if verdict and verdict.effect is not None:
         where = "" if verdict.share == 1.0 else f" at {part(verdict.share)} of the budget"
-        said = f"{verdict.said} ({verdict.metric} {verdict.effect:+.4f}{where})"
+        decimals = places(verdict.noise, verdict.effect)
+        said = f"{verdict.said} ({verdict.metric} {verdict.effect:+,.{decimals}f}{where})"
     else:
         said = verdict.said if verdict else item.status
 

@@ -23,6 +23,7 @@ _METHODS: dict[Stage, str] = {
 class Found:
     """What a look at an experiment's pairs has found; intervals are (low, high), the guard (effect, low, high).
 
+    deviation, guard_deviation: of one pair's difference, of the metric and of the guard; None where it is not known.
     pace: how many times as long the treatment trains, where that is clear.
     """
 
@@ -37,7 +38,8 @@ class Found:
     pairs: int
     lost: int
     disturbed: int
-    deviation: float
+    deviation: float | None
+    guard_deviation: float | None
     flops_ratio: float
     pace: float | None
     causal: tuple[bool, bool]
@@ -61,14 +63,16 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         return f"{change}: {found.screening or found.word}, {found.reason}."
 
     new = "new " if found.stage == "confirm" else "screening "
-    facts = f"{experiment.metric} {_span(found, found.effect, *found.interval)} over {found.pairs} {new}pairs"
+    effect = _span(found.deviation, found.effect, *found.interval)
+    facts = f"{experiment.metric} {effect} over {found.pairs} {new}pairs"
     if found.share < 1.0:
         facts += f" at {part(found.share)} of the budget"
 
     if found.lost:
         facts += f", {found.lost} of which diverged"
 
-    floor = f"±{found.deviation / math.sqrt(2.0):,.{places(found.deviation, found.effect)}f}"
+    deviation = found.deviation or 0.0
+    floor = f"±{deviation / math.sqrt(2.0):,.{places(deviation, found.effect)}f}"
     text = {
         "improved": f"{change} improves {facts}",
         "improved but not causal": f"{change} improves {facts}",
@@ -123,8 +127,8 @@ def interaction(alone: Verdict | None, low: float | None, high: float | None) ->
     return "the two interact" if low > alone.high or high < alone.low else "no sign of an interaction"
 
 
-def _span(found: Found, effect: float, low: float, high: float) -> str:
-    decimals = places(found.deviation, effect)
+def _span(deviation: float | None, effect: float, low: float, high: float) -> str:
+    decimals = places(deviation, effect)
     return f"{effect:+,.{decimals}f} [{_bound(low, decimals)}, {_bound(high, decimals)}]"
 
 
@@ -135,7 +139,8 @@ def _bound(value: float, decimals: int) -> str:
 def _guard_fact(experiment: Experiment, found: Found, effect: float, low: float, high: float) -> str:
     margin = experiment.guard_margin or 0.0
     where = "within" if high <= margin else "beyond" if low > margin else "not surely within"
-    return f"{experiment.guard_metric} {_span(found, effect, low, high)} is {where} the margin of {margin:g}"
+    lost = _span(found.guard_deviation, effect, low, high)
+    return f"{experiment.guard_metric} {lost} is {where} the margin of {margin:g}"
 
 
 def _not_causal(baseline: bool, treatment: bool) -> str | None:

@@ -94,9 +94,9 @@ def draw_curves(metric: str, series: Sequence[Series], *, last_label: str | None
 
 
 def draw_interval(
-    effect: float | None, low: float | None, high: float | None, *, reach: float, word: str, width: int = 180
+    effect: float | None, low: float | None, high: float | None, *, reach: float, word: str, text: str, width: int = 180
 ) -> Markup | None:
-    """An effect and its interval around zero, on a scale from -reach to +reach."""
+    """An effect and its interval around zero, on a scale from -reach to +reach; `text` says it in numbers."""
     if effect is None or reach <= 0.0:
         return None
 
@@ -113,7 +113,7 @@ def draw_interval(
     return Markup(
         '<svg class="interval interval-{}" viewBox="0 0 {} 24" width="{}" height="24" role="img" aria-label="{}">'
         '<path class="zero" d="M{} 1V23"/>{}{}</svg>'
-    ).format(kind, width, width, _spoken(effect, low, high), width / 2, bar, _mark(place(effect), effect / reach))
+    ).format(kind, width, width, f"effect {text}", width / 2, bar, _mark(place(effect), effect / reach))
 
 
 def common_reach(widths: Sequence[float]) -> float:
@@ -165,7 +165,7 @@ def draw_forest(rows: Sequence[Effect]) -> Markup | None:
             ).format(
                 kind,
                 y,
-                f"{row.label}: {_spoken(row.effect, row.low, row.high)}",
+                f"{row.label}: effect {row.text}",
                 _shortened(row.label, 44),
                 bar,
                 _mark(place(row.effect), row.effect / reach, 0.0),
@@ -203,11 +203,6 @@ def _mark(x: float, share: float, y: float = 12.0) -> Markup:
 
     way = 1 if share > 0 else -1  # beyond the scale: an arrowhead points there
     return Markup('<path class="beyond" d="M{:.1f} {:g}l{} -5v10z"/>').format(x + 7 * way, y, -9 * way)
-
-
-def _spoken(effect: float, low: float | None, high: float | None) -> str:
-    between = "" if low is None or high is None else f", interval {low:+.4f} to {high:+.4f}"
-    return f"effect {effect:+.4f}{between}"
 
 
 def _path(spots: Sequence[tuple[float, float] | None]) -> str:

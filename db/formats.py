@@ -27,11 +27,16 @@ def signed(value: float | None, digits: int = 4) -> str:
 
 
 def places(deviation: float | None, value: float | None) -> int:
-    """Decimals worth writing of a value, given how much one pair's difference varies."""
+    """Decimals worth writing of a value, given how much one pair's difference varies; None: nobody knows yet."""
     if value is not None and abs(value) >= 100.0:
         return 0
 
-    return max(2, min(5, 1 - math.floor(math.log10(max(deviation or 0.0, 1e-9)))))
+    return 2 if deviation is None else max(0, min(5, 1 - math.floor(math.log10(max(deviation, 1e-9)))))
+
+
+def difference(value: float | None, deviation: float | None) -> str:
+    """A difference with its sign, to the digits that the noise allows."""
+    return signed(value, places(deviation, value))
 
 
 def span(effect: float | None, low: float | None, high: float | None, deviation: float | None) -> str:
@@ -39,11 +44,8 @@ def span(effect: float | None, low: float | None, high: float | None, deviation:
     if effect is None:
         return "–"
 
-    ends = [
-        infinity if end is None else signed(end, places(deviation, end))
-        for end, infinity in ((low, "−∞"), (high, "+∞"))
-    ]
-    return f"{signed(effect, places(deviation, effect))} [{', '.join(ends)}]"
+    ends = [infinity if end is None else difference(end, deviation) for end, infinity in ((low, "−∞"), (high, "+∞"))]
+    return f"{difference(effect, deviation)} [{', '.join(ends)}]"
 
 
 def count(value: float | None) -> str:
@@ -129,7 +131,7 @@ def chips(treatment: Mapping[str, Any]) -> Markup:
 
 FILTERS = {
     "number": number,
-    "signed": signed,
+    "difference": difference,
     "part": part,
     "count": count,
     "size": size,

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from db.formats import part
+from db.formats import part, span
 from db.queries import Overview, RunProgress
 from server.commands import as_commands
 from server.parts import CycleView, ExperimentView, OverviewView, RunView, TaskView
@@ -87,13 +87,7 @@ def energy(kwh: float | None) -> str:
 
 def interval(verdict: VerdictView) -> str:
     """The effect with its interval, such as -0.0213 [-0.0301, -0.0125]."""
-    if verdict.effect is None:
-        return "–"
-
-    text = f"{verdict.effect:+.4f}"
-    if verdict.low is not None and verdict.high is not None:
-        text += f" [{verdict.low:+.4f}, {verdict.high:+.4f}]"
-
+    text = span(verdict.effect, verdict.low, verdict.high, verdict.noise).replace("−", "-")  # as sentences write it
     return text if verdict.share == 1.0 else f"{text} at {part(verdict.share)} of the budget"
 
 

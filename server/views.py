@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.hands import is_alive, state_of
 from db.experiments import latest_review, latest_verdict
+from db.formats import places
 from db.lab import Lab
 from db.order import Place
 from db.queries import CurvePoint, RunProgress
@@ -76,6 +77,8 @@ class VerdictView(View):
     """lower end of the interval of the effect"""
     high: float | None
     confidence: float | None
+    noise: float | None
+    """deviation of the difference in one pair where nothing is different, to whose digits all else is rounded"""
     expected: float | None
     """the true effect to expect: the observed one, shrunk toward what effects have been in this lab"""
     evidence: float | None
@@ -213,6 +216,11 @@ def rounded(value: float | None, digits: int = 6) -> float | None:
     return None if value is None else round(value, digits)
 
 
+def short(value: float | None) -> float | None:
+    """A number to three digits."""
+    return None if value is None else float(f"{value:.3g}")
+
+
 def experiment_line(lab: Lab, experiment: Experiment) -> ExperimentLine:
     """An experiment with its score and verdict."""
     review = latest_review(lab.store, experiment.id)
@@ -256,13 +264,13 @@ def champion_view(path: Sequence[Champion]) -> ChampionView | None:
 def verdict_view(verdict: Verdict) -> VerdictView:
     """A verdict without its row's bookkeeping."""
     numbers = {
-        name: rounded(getattr(verdict, name))
-        for name in ("effect", "low", "high", "confidence", "expected", "needed", "baseline_mean", "treatment_mean")
+        name: rounded(value := getattr(verdict, name), places(verdict.noise, value))
+        for name in ("effect", "low", "high", "expected", "baseline_mean", "treatment_mean")
     }
-    evidence = None if verdict.evidence is None else float(f"{verdict.evidence:.3g}")
+    numbers |= {name: short(getattr(verdict, name)) for name in ("confidence", "noise", "evidence", "needed")}
     seconds = {name: rounded(getattr(verdict, name), 1) for name in ("baseline_seconds", "treatment_seconds")}
     costs = {"cost_seconds": round(verdict.cost_seconds, 1), "cost_kwh": rounded(verdict.cost_kwh)}
-    values = verdict.model_dump() | numbers | seconds | costs | {"verdict": verdict.said, "evidence": evidence}
+    values = verdict.model_dump() | numbers | seconds | costs | {"verdict": verdict.said}
     return VerdictView.model_validate(values)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 VERDICTS = """
 SELECT current_verdicts.experiment_id, experiments.title, experiments.treatment, current_verdicts.said AS verdict,
-       current_verdicts.effect, current_verdicts.low, current_verdicts.high, current_verdicts.metric,
-       current_verdicts.pairs, current_verdicts.share, current_verdicts.final, current_verdicts.sentence,
+       current_verdicts.effect, current_verdicts.low, current_verdicts.high, current_verdicts.noise,
+       current_verdicts.metric, current_verdicts.pairs, current_verdicts.share, current_verdicts.final,
+       current_verdicts.sentence,
        current_verdicts.baseline_seconds, current_verdicts.treatment_seconds, current_verdicts.cost_seconds,
        experiments.domain, experiments.proposer
 FROM current_verdicts CROSS JOIN experiments ON experiments.id = current_verdicts.experiment_id

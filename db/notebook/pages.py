@@ -13,6 +13,7 @@ from db import comparisons, queries
 from db.cards import experiment_kwh, run_kwh
 from db.draw import Series, common_reach, draw_curves, draw_interval, widest
 from db.experiments import get_experiment, latest_verdict, list_insights
+from db.formats import span
 from db.interactions import experiment_usd
 from db.lineage import Lineage, read_lineages
 from db.notebook.canned import VERDICTS
@@ -39,6 +40,7 @@ class Known:
     effect: float | None
     low: float | None
     high: float | None
+    noise: float | None
     metric: str
     pairs: int
     share: float
@@ -201,7 +203,8 @@ def read_run(path: Path, run_id: int) -> RunPage:
 
 
 def _known(row: dict[str, Any], reach: float) -> Known:
-    picture = draw_interval(row["effect"], row["low"], row["high"], reach=reach, word=row["verdict"])
+    found = row["effect"], row["low"], row["high"]
+    picture = draw_interval(*found, reach=reach, word=row["verdict"], text=span(*found, row["noise"]))
     names = Known.__dataclass_fields__.keys() - {"treatment", "picture"}
     return Known(**{name: row[name] for name in names}, treatment=json.loads(row["treatment"]), picture=picture)
 
@@ -210,8 +213,9 @@ def _verdict_picture(verdict: Verdict | None) -> Markup | None:
     if verdict is None:
         return None
 
-    reach = widest(verdict.effect, verdict.low, verdict.high)
-    return draw_interval(verdict.effect, verdict.low, verdict.high, reach=reach, word=verdict.said, width=420)
+    found = verdict.effect, verdict.low, verdict.high
+    text = span(*found, verdict.noise)
+    return draw_interval(*found, reach=widest(*found), word=verdict.said, text=text, width=420)
 
 
 def _seed_result(store: Store, experiment: Experiment, pair: comparisons.Pair) -> SeedResult:

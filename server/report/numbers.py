@@ -6,7 +6,7 @@ import math
 
 from db import formats
 from db.draw import Effect
-from db.formats import count, duration, energy, part, places, signed
+from db.formats import count, duration, energy, part, places
 from db.records import Verdict
 from db.reporting import Cost
 
@@ -34,8 +34,8 @@ def span(verdict: Verdict) -> str:
 
 
 def difference(verdict: Verdict, value: float | None) -> str:
-    """A difference of the verdict's metric, or of its guard."""
-    return signed(value, places(verdict.noise, value))
+    """A difference of the verdict's metric."""
+    return formats.difference(value, verdict.noise)
 
 
 def level(verdict: Verdict, value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -88,6 +89,16 @@ def test_near_the_margin_more_pairs_are_asked_for(lab: Lab, runner: Runner) -> N
     verdict = judged(lab, runner, approved(lab, {"quantize": "int8"}, **SMALLER), served(0.0195, noise=0.004))
     assert (verdict.said, verdict.pairs) == ("no evidence yet", lab.settings.max_pairs)
     assert "is not surely within the margin of 0.02" in verdict.sentence
+    # Bytes are counted; what the guard lost is written to the digits of its own noise.
+    assert re.search(r"weight_bytes -75,000 .* val_bpb \+0\.\d{4} \[", verdict.sentence)
+
+
+def test_a_gain_in_bytes_that_surely_costs_more_than_the_margin_is_worse(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"quantize": "int8"}, **SMALLER)
+    enqueue(lab, [experiment.id], confirm=True)
+    verdict = settled(lab, runner, experiment, served(0.05, noise=0.002))
+    assert (verdict.said, verdict.stage) == ("worse", "confirm")
+    assert "is beyond the margin of 0.02" in verdict.sentence
 
 
 def test_a_treatment_of_training_may_be_judged_by_what_is_served(lab: Lab, runner: Runner) -> None:

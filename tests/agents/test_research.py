@@ -278,6 +278,18 @@ def test_a_dead_knob_is_invalid_and_costs_no_training_of_the_treatment(lab: Lab,
     assert list_insights(lab.store) == []
 
 
+def test_a_probe_that_could_not_be_done_says_why(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    claim = claim_run(lab.store, runner, now(), lease_seconds=30.0)
+    assert claim is not None
+    assert claim.run.kind == "probe"
+    finish_attempt(lab.store, claim.attempt, Outcome(status="failed", error="RuntimeError: boom"), max_failures=1)
+    mind.work(lab)
+    verdict = verdict_of(lab, experiment)
+    assert (verdict.said, verdict.reason) == ("invalid", "the probe could not be done: RuntimeError: boom")
+
+
 def test_a_model_that_sees_the_future_is_invalid(lab: Lab, runner: Runner) -> None:
     experiment = approved(lab, {"lr": 1e-3})
     enqueue(lab, [experiment.id])
