@@ -10,14 +10,16 @@ from agents.hands import target_runner
 from agents.pairs import at_equal_flops
 from agents.preflight import Base, preflight
 from agents.proposals import Proposal
+from agents.textsets import metrics_to_judge_by
 from agents.treatments import changes_of, describe
 from db.errors import RefusedError
 from db.experiments import add_experiment
 from db.lab import Lab
 from db.records import Experiment, Proposer, Value
 from moe.config import KNOBS, Config, ConfigError, apply_treatment
-from moe.metrics import METRICS, Metric
+from moe.metrics import BENCHMARK, Metric
 from moe.post.stages import needs_post
+from moe.texts import BENCHMARKS
 
 METRIC = "val_bpb"
 """The primary metric of most experiments, and the guard of all others; lower is better."""
@@ -60,7 +62,7 @@ def admit(
         proposal = proposal.model_copy(update={"metric": parent.metric})
 
     treatment = check(lab, base, proposal, anew=proposer == "assistant", ignore=ignore)
-    metric = metric_of(proposal)
+    metric = metric_of(lab, proposal)
     guarded = metric.name != METRIC
     return add_experiment(
         lab.store,
@@ -92,17 +94,20 @@ def usual_metric(knobs: Iterable[str]) -> str:
     return POST_METRIC if any(KNOBS[name].role == "post" for name in knobs) else METRIC
 
 
-def metric_of(proposal: Proposal) -> Metric:
+def metric_of(lab: Lab, proposal: Proposal) -> Metric:
     """What the proposal is to be judged by.
 
     Raises:
-        NotAdmittedError: there is no such metric, or none that has a better side and is measured on both of them.
+        NotAdmittedError: there is no such metric or text set, or none that has a better side and is measured on both.
     """
     name = proposal.metric or usual_metric(proposal.treatment)
-    usable = [metric for metric in METRICS.values() if metric.better is not None and metric.by != "ablate"]
+    usable = metrics_to_judge_by(lab)
     metric = next((metric for metric in usable if metric.name == name), None)
     if metric is None:
-        raise NotAdmittedError(f"{name!r} is no metric to judge by; known: {', '.join(item.name for item in usable)}")
+        known = ", ".join(item.name for item in usable)
+        folder = lab.data_folder / BENCHMARKS
+        how = f"; a text set NAME in {folder} adds {BENCHMARK}NAME" if name.startswith(BENCHMARK) else ""
+        raise NotAdmittedError(f"{name!r} is no metric to judge by; known: {known}{how}")
 
     return metric
 
@@ -131,7 +136,7 @@ def check(
     if proposal.equal_flops and (problem := _same_flops(base.config, config)):
         raise NotAdmittedError(problem)
 
-    metric = metric_of(proposal).name
+    metric = metric_of(lab, proposal).name
     if needs_post(metric, base.config, config) and not (base.config.causal and config.causal):
         raise NotAdmittedError(
             "routing=expert_choice looks at later tokens, so such a model cannot generate, and its trained weights are "

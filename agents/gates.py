@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from agents.textsets import text_set_problems
 from db.comparisons import Pair
 from db.records import Experiment, Hypothesis, Run, Stage
 from moe.config import Config
@@ -108,6 +109,9 @@ def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Sta
 
     if score.get("code", run.code) != run.code:
         yield f"{where} was scored by another moe/ than the one that it was queued for"
+
+    for found in text_set_problems(experiment, score, OVERLAP):
+        yield f"{where} {found}"
 
     overlap = score.get("train_overlap") or 0.0
     if overlap > OVERLAP:

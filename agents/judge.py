@@ -35,7 +35,7 @@ from agents.prospects import is_futile
 from agents.shrinkage import shrunk
 from agents.sides import has_ended, is_scored, mean_of, value_of, why_lost
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
-from agents.wording import Found, screened, sentence_of, together
+from agents.wording import Found, method_of, sentence_of, together
 from db.cards import experiment_kwh
 from db.comparisons import Pair, pairs, scored_pairs, training_seconds
 from db.experiments import add_verdict, get_experiment, latest_verdict, mark_judged, move_experiment
@@ -326,7 +326,7 @@ class _Judgement:
                 "final": final,
                 "sentence": sentence_of(experiment, found),
                 "reason": reason,
-                "method": screened(self.stage, self.share),
+                "method": method_of(experiment, self.stage, self.share),
                 "metric": experiment.metric,
                 "pairs": len(self.found),
                 "share": self.share,

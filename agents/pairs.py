@@ -115,9 +115,9 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Sta
         fitted = apply(config, {"micro_batch_size": cost.micro_batch_size})
         for seed in seeds:
             first: Arm = "checkpoint" if posted else arm
-            values = run_values("train", as_trained(fitted), hardware_class, seed, stage)
+            values = run_values("train", as_trained(fitted), hardware_class, seed, stage, experiment.metric_text)
             values |= {"priority": experiment.priority, "needs_run_id": needs, "expected_seconds": cost.seconds}
-            after = run_values("post", fitted, hardware_class, seed, stage)
+            after = run_values("post", fitted, hardware_class, seed, stage, experiment.metric_text)
             if posted and not has_run(store, after):
                 free_identity(store, values)
 
@@ -135,14 +135,25 @@ def add_pairs(lab: Lab, experiment: Experiment, seeds: Sequence[int], stage: Sta
 
 
 def run_values(
-    kind: RunKind, config: Config, hardware_class: str, seed: int, stage: Stage = "screen"
+    kind: RunKind,
+    config: Config,
+    hardware_class: str,
+    seed: int,
+    stage: Stage = "screen",
+    metric_text: str | None = None,
 ) -> dict[str, object]:
-    """The columns of a run that trains, or starts from a checkpoint."""
+    """The columns of a run that trains, or starts from a checkpoint.
+
+    Args:
+        metric_text: which text its experiment is judged by, where that is a named set: a run that was scored when the
+            set was not there, or another one, is not the same.
+    """
+    judged = {} if metric_text is None else {"text_set": metric_text}
     sealed = {"split": "test"} if stage == "confirm" else {}
     done = after_training(config) if kind == "post" else {}
     return {
         "kind": kind,
-        "fingerprint": fingerprint(kind, config, hardware_class, **done, **sealed),
+        "fingerprint": fingerprint(kind, config, hardware_class, **done, **sealed, **judged),
         "seed": seed,
         "purpose": stage,
         "hardware_class": hardware_class,

@@ -19,6 +19,7 @@ from agents.pairs import add_pairs, configs_of, run_values
 from agents.preflight import preflight
 from agents.room import disk_note, disk_problem
 from agents.rungs import rung_for, rung_notes
+from agents.textsets import pin_text_set
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment, plan_experiment
 from db.hypotheses import get_hypothesis
@@ -31,6 +32,7 @@ from db.weights import free_identity, has_run, has_weights
 from moe.accounting import disk_bytes
 from moe.config import Config, scientific
 from moe.fingerprint import code_hash, pin
+from moe.metrics import text_set_of
 from moe.texts import CorpusError
 
 _MAY_QUEUE: tuple[ExperimentStatus, ...] = ("approved", "concluded", "failed", "cancelled")
@@ -123,6 +125,7 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
         columns["confirm"] = "always"
 
     plan_experiment(lab.store, experiment_id, **columns)
+    pin_text_set(lab, experiment)
     move_experiment(lab.store, experiment_id, "queued", allowed=_MAY_QUEUE)
     experiment = get_experiment(lab.store, experiment_id)
     added = add_pairs(lab, experiment, range(1, count + 1))
@@ -249,6 +252,9 @@ def _notes(lab: Lab, experiment: Experiment, runner: Runner, seconds: float | No
 
     if ours.micro_batch_size != treatment.micro_batch_size:
         notes.append(f"refitted to micro-batches of {ours.micro_batch_size} sequences; the gradients are the same")
+
+    if (text_set := text_set_of(experiment.metric)) is not None:
+        notes.append(f"judged by the whole text set {text_set!r} in both stages: nothing of it is sealed")
 
     when = "afterwards, whatever screening says," if confirm else "if screening finds it promising,"
     notes.append(f"{when} it is confirmed on new pairs: {what_it_takes(lab, experiment, seconds)}")

@@ -43,7 +43,8 @@ class Proposal(BaseModel):
         Field(
             max_length=60,
             description="what to judge by; null: val_bpb, or weight_bytes where the treatment changes trained weights. "
-            "Others: prefill_tokens_per_second, decode_tokens_per_second, accuracy, calibration_error, bpb_late. "
+            "Others: prefill_tokens_per_second, decode_tokens_per_second, accuracy, calibration_error, bpb_late, and "
+            "benchmark_NAME for each text set in data/benchmarks. "
             "val_bpb guards all of them",
         ),
     ] = None

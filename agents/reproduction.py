@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agents.pairs import run_values
+from agents.textsets import text_set_pin
 from db.comparisons import Pair, pairs
 from db.errors import RefusedError
 from db.experiments import add_experiment, get_experiment, latest_verdict
@@ -14,13 +15,14 @@ from db.queue import add_run, get_run
 from db.records import Arm, Experiment, Run, Runner
 from moe.config import Config, ConfigError, apply
 from moe.fingerprint import CORPUS_SHA256, EVALUATOR_VERSION, code_hash, pin, split_pin
+from moe.metrics import text_set_of
 from moe.presets import PRESETS
 from moe.texts import CorpusError
 
 _COLUMNS = {
     *("title", "hypothesis", "method", "domain", "focus_area", "preset", "baseline", "treatment", "metric"),
     *("direction", "guard_metric", "guard_margin", "proposer", "source", "confirm", "equal_flops"),
-    "screen_share",
+    *("screen_share", "metric_text"),
 }
 
 
@@ -51,7 +53,7 @@ def ended_pairs(lab: Lab, experiment_id: int) -> list[Pair]:
     return found
 
 
-def changes_since(lab: Lab, found: Sequence[Pair]) -> list[str]:
+def changes_since(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> list[str]:
     """What is no longer as it was when the runs were made, and can change a score: code, evaluator, text."""
     runs = [run for pair in found for run in _arms(pair).values() if run is not None]
     scores = [run.score for run in runs if run.score]
@@ -65,6 +67,13 @@ def changes_since(lab: Lab, found: Sequence[Pair]) -> list[str]:
         for known in dict.fromkeys(score.get("evaluator", EVALUATOR_VERSION) for score in scores)
         if known != EVALUATOR_VERSION
     ]
+    if (text_set := text_set_of(experiment.metric)) is not None:
+        try:
+            changed = text_set_pin(lab, text_set) != experiment.metric_text
+            said += [f"the text set {text_set!r} has changed"] if changed else []
+        except RefusedError as error:
+            said.append(str(error))
+
     for corpus in dict.fromkeys(str(run.config["corpus"]) for run in runs):
         if corpus in CORPUS_SHA256:
             texts = dict.fromkeys(score.get("corpus_sha256", CORPUS_SHA256[corpus]) for score in scores)
@@ -103,7 +112,7 @@ def _queue(lab: Lab, other: Lab, copy: Experiment, arm: Arm, run: Run, runner: R
         checkpoint = get_run(lab.store, run.needs_run_id)
         needs = _queue(lab, other, copy, "checkpoint", checkpoint, runner).id
 
-    values = run_values(run.kind, _config(other, run), runner.hardware_class, run.seed, run.purpose)
+    values = run_values(run.kind, _config(other, run), runner.hardware_class, run.seed, run.purpose, copy.metric_text)
     return add_run(other.store, copy.id, arm, values | {"priority": 0, "needs_run_id": needs}).run
 
 

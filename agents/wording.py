@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from db.formats import part, places, span
 from db.records import Experiment, Screening, Stage, Verdict, Word
+from moe.metrics import text_set_of
 
 _METHODS: dict[Stage, str] = {
     "screen": "Screening on pairs of equal seed that may share baselines, on the val split: it claims nothing, and its "
@@ -52,6 +53,13 @@ def screened(stage: Stage, share: float = 1.0) -> str:
         return _METHODS[stage]
 
     return f"{_METHODS[stage]} The runs had {part(share)} of the budget, so the effect is not that of all of it."
+
+
+def method_of(experiment: Experiment, stage: Stage, share: float) -> str:
+    """How a verdict of this stage on this experiment comes about, at a share of the budget."""
+    name = text_set_of(experiment.metric)
+    whole = "" if name is None else f" {experiment.metric} is that of the whole text set: nothing of it is sealed."
+    return screened(stage, share) + whole
 
 
 def sentence_of(experiment: Experiment, found: Found) -> str:

@@ -138,6 +138,18 @@ def plan_experiment(store: Store, experiment_id: int, **columns: Any) -> None:
     )
 
 
+def text_sets_pinned(store: Store, metric: str) -> dict[str, int]:
+    """The texts that experiments with this metric were queued for, each with the first of them."""
+    rows = store.rows(
+        """
+        SELECT metric_text, min(id) AS experiment_id FROM experiments
+        WHERE metric = ? AND metric_text IS NOT NULL GROUP BY 1
+        """,
+        (metric,),
+    )
+    return {row["metric_text"]: row["experiment_id"] for row in rows}
+
+
 def add_review(store: Store, values: Mapping[str, Any]) -> Review:
     """Inserts a review; `values` are its columns without id and time."""
     with store.transaction():

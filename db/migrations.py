@@ -110,6 +110,12 @@ def m013_rungs(db: Database) -> None:
     _run(db, rungs.RUNGS)
 
 
+@MIGRATIONS()
+def m014_text_sets(db: Database) -> None:
+    """Which text an experiment is judged by, where that is a named set of the user's own; NULL otherwise."""
+    _run(db, "ALTER TABLE experiments ADD COLUMN metric_text TEXT")
+
+
 _DISK = """
 ALTER TABLE attempts ADD COLUMN bytes INTEGER;
 

@@ -88,6 +88,7 @@ class Experiment(Record):
     direction: Direction
     guard_metric: str | None
     guard_margin: float | None
+    metric_text: str | None
     proposer: Proposer
     source: str | None
     parent_id: int | None

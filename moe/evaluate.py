@@ -28,6 +28,7 @@ from moe.config import ConfigError, scientific
 from moe.data import Data, benchmarks, prepare, windows
 from moe.fingerprint import EVALUATOR_VERSION, code_hash
 from moe.health import NonFiniteError
+from moe.metrics import on_text_set
 from moe.model import MoE
 from moe.predictions import PredictionTally, predict
 from moe.rundir import Request, Split, device_of, read_request, run_in, write_json
@@ -205,7 +206,7 @@ def of_benchmarks(model: MoE, request: Request, device: torch.device) -> dict[st
     if not table:
         return {}
 
-    return {**{f"benchmark_{name}": row["bpb"] for name, row in table.items()}, "benchmarks": table}
+    return {**{on_text_set(name).name: row["bpb"] for name, row in table.items()}, "benchmarks": table}
 
 
 def _over_layers(name: str, layers: list[LayerReport]) -> float | None:

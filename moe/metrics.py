@@ -1,7 +1,8 @@
 """What is measured of a model: name, unit, which way is better. Torch-free; docs/metrics.md has the definitions.
 
 METRICS holds the numbers that stand in a score.json under their own names. One with a direction may be the metric of
-an experiment; one without describes the model and is neither good nor bad by itself.
+an experiment; one without describes the model and is neither good nor bad by itself. Text sets of the user's own, in
+data/benchmarks, add one metric each (docs/corpora.md).
 """
 
 from __future__ import annotations
@@ -117,5 +118,23 @@ _ALL = (
     ),
 )
 
+BENCHMARK = "benchmark_"
+"""Begins the names of what is measured on the user's own text sets, which no table can list."""
+
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
 """By name, in the order of docs/metrics.md."""
+
+
+def on_text_set(name: str) -> Metric:
+    """What is measured on the user's text set of that name."""
+    return Metric(
+        name=f"{BENCHMARK}{name}",
+        unit="bits a byte",
+        better="lower",
+        meaning=f"val_bpb of the whole text set {name}, on which nothing trains",
+    )
+
+
+def text_set_of(metric: str) -> str | None:
+    """The name of the text set that a metric is measured on; None for those of METRICS."""
+    return metric.removeprefix(BENCHMARK) if metric.startswith(BENCHMARK) else None

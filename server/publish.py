@@ -16,13 +16,14 @@ from agents.agreement import Agreement, compare
 from agents.hands import register, start_runner, stop_runners
 from agents.reproduction import changes_since, ended_pairs, queue_again
 from db.errors import RefusedError
+from db.experiments import get_experiment
 from db.formats import places
 from db.lab import Lab
 from db.processes import adopt_orphans, kill_children, write_atomically
 from db.queue import get_run
 from db.records import ENDED_RUN, Runner
 from db.runners import list_runners
-from moe.texts import TEXTS
+from moe.texts import BENCHMARKS, TEXTS
 from server.commands import as_commands
 from server.desk import FAILED, Desk
 from server.follow import Watch
@@ -60,7 +61,7 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
     tokens, a CPU must give the same bits; otherwise scores must agree within the noise, and the verdict be the same.
     Exit code 0 only if it is reproduced.
     """
-    changes = changes_since(desk.lab, ended_pairs(desk.lab, experiment))
+    changes = changes_since(desk.lab, get_experiment(desk.lab.store, experiment), ended_pairs(desk.lab, experiment))
     if changes and not anyway:
         raise RefusedError(f"{'; '.join(changes)}. --anyway runs it all the same, and compares within the noise")
 
@@ -100,9 +101,10 @@ def _opened(lab: Lab, experiment_id: int, folder: Path) -> Iterator[Lab]:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "blueberry.toml", _settings(_runner_of(lab, experiment_id)))
     other = Lab(folder)
-    texts = lab.data_folder / TEXTS
-    if texts.exists() and not (other.data_folder / TEXTS).exists():
-        (other.data_folder / TEXTS).symlink_to(texts)
+    for name in (TEXTS, BENCHMARKS):
+        texts = lab.data_folder / name
+        if texts.exists() and not (other.data_folder / name).exists():
+            (other.data_folder / name).symlink_to(texts)
 
     try:
         yield other
