@@ -226,7 +226,7 @@ def test_more_compute_is_named(lab: Lab, runner: Runner) -> None:
 
     verdict = settled(lab, runner, experiment, world)
     assert verdict.said == "improved"
-    assert "times the FLOPs a token" in verdict.sentence
+    assert "times the FLOPs a token (whether compute alone brought it: ask again with equal_flops)" in verdict.sentence
 
 
 def test_compute_can_be_taken_out_of_a_comparison(lab: Lab, runner: Runner) -> None:
@@ -262,6 +262,18 @@ def test_equal_flops_of_equal_costs_are_no_question_of_their_own(lab: Lab) -> No
     admit(lab, base, wider.model_copy(update={"equal_flops": False}), proposer="assistant")
     with pytest.raises(NotAdmittedError, match="asked before"):
         admit(lab, base, wider, proposer="assistant")
+
+
+def test_a_claim_stays_with_the_evidence_that_it_was_made_on(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    settled(lab, runner, experiment, lr_matters)
+    (before,) = list_hypotheses(lab.store)
+    enqueue(lab, [experiment.id])
+    verdict = settled(lab, runner, experiment, lambda config, seed: 3.0 + 0.01 * luck(seed, config.lr))
+    (after,) = list_hypotheses(lab.store)
+    assert (before.claim, after.claim, after.improved) == ("improved", "improved", before.improved)
+    assert len(verdict.seeds) == len(before.seeds) + 1
 
 
 def test_the_more_is_registered_the_more_a_claim_needs_and_each_claim_helps_the_next(lab: Lab, runner: Runner) -> None:

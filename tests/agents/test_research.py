@@ -222,6 +222,18 @@ def test_what_is_promising_is_confirmed_on_new_seeds_and_the_sealed_split(lab: L
     assert [item.claim for item in list_hypotheses(lab.store)] == ["improved"]
 
 
+def test_a_confirming_run_is_never_a_screening_one(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    mind.work(lab)
+    screened, confirmed = (pairs(lab.store, experiment.id, stage)[0].baseline for stage in ("screen", "confirm"))
+    assert screened is not None
+    assert confirmed is not None
+    assert screened.config == confirmed.config
+    assert screened.fingerprint != confirmed.fingerprint
+
+
 def test_luck_in_screening_is_found_out(lab: Lab, runner: Runner) -> None:
     experiment = approved(lab, {"router_z_weight": 0.0})
     enqueue(lab, [experiment.id])

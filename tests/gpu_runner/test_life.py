@@ -77,6 +77,15 @@ def test_divergence_is_a_result_and_not_tried_again(bench: Bench) -> None:
     bench.assert_ended_once(key, "pruned")
 
 
+def test_confirmations_alone_are_scored_on_the_sealed_split(bench: Bench) -> None:
+    bench.register()
+    screening, confirming = bench.enqueue(), bench.enqueue(purpose="confirm")
+    daemon = bench.daemon()
+    bench.step_until(daemon, lambda: bench.run(confirming).status == "completed", "both runs ended")
+    asked = [json.loads((bench.directory(key) / "config.json").read_text())["split"] for key in (screening, confirming)]
+    assert asked == ["val", "test"]
+
+
 def test_training_waits_for_a_probe_that_passed(bench: Bench) -> None:
     bench.register()
     scores = [{"acts": {"lr": {"acts": acts}}, "causal": True, "fits": True} for acts in (False, True)]

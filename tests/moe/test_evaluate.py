@@ -58,6 +58,24 @@ def test_score_holds_every_metric_and_each_is_explained(make_run: MakeRun) -> No
     assert [0.0 < stability <= 1.0 for stability in seen[1:]] == [True, True]
 
 
+def test_a_score_is_never_of_another_text_nor_of_a_model_that_is_not_finite(make_run: MakeRun) -> None:
+    run = make_run(SHORT)
+    assert run_in(train, [str(run)]) == 0
+    trained = json.loads((run / "train.json").read_text())
+    (run / "train.json").write_text(json.dumps(trained | {"tokens_sha256": "another"}))
+    assert run_in(evaluate, [str(run)]) == 1
+    error = json.loads((run / "error.json").read_text())
+    assert error["message"] == "wikipedia is no longer the text that checkpoint.pt was trained on; train anew"
+
+    (run / "train.json").write_text(json.dumps(trained))
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    next(iter(checkpoint["model"].values())).fill_(math.nan)
+    torch.save(checkpoint, run / "checkpoint.pt")
+    assert run_in(evaluate, [str(run)]) == 1
+    assert json.loads((run / "error.json").read_text())["error"] == "non_finite"
+    assert not (run / "score.json").exists()
+
+
 def test_benchmark_sets_are_scored_beside_val(make_run: MakeRun, data_dir: Path, tmp_path: Path) -> None:
     own = tmp_path / "data"
     shutil.copytree(data_dir, own, ignore=shutil.ignore_patterns("*.lock"))
