@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 from markupsafe import Markup
@@ -17,8 +18,9 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def part(share: float) -> str:
-    """A part of a whole: 1/4, or 30 %."""
-    return f"1/{round(1 / share)}" if abs(1 / share - round(1 / share)) < 1e-9 else f"{share:.0%}".replace("%", " %")
+    """A part of a whole: 3/8, or 29 % where it is no simple fraction."""
+    near = Fraction(share).limit_denominator(20)
+    return f"{near}" if abs(near - share) < 1e-9 else f"{share:.0%}".replace("%", " %")
 
 
 def signed(value: float | None, digits: int = 4) -> str:

@@ -15,6 +15,7 @@ from db.cards import experiment_kwh, lab_kwh
 from db.champions import Combination, list_combinations
 from db.comparisons import Pair, pairs
 from db.experiments import get_experiment, latest_verdict
+from db.foretelling import Foretold, read_foretold
 from db.hypotheses import get_hypothesis
 from db.interactions import experiment_usd
 from db.lineage import Lineage, read_lineages
@@ -112,6 +113,7 @@ class ReportedLab:
     """registered, decided or not, and never claimed: the hypothesis and its experiment's title"""
     lineages: list[Lineage]
     combinations: list[Combination]
+    foretold: list[Foretold]
     ended: list[Ended]
     runs: dict[str, int]
     made_with: list[dict[str, Any]]
@@ -183,6 +185,7 @@ def read_lab(store: Store) -> ReportedLab:
         ],
         lineages=read_lineages(store, newest=MOST),
         combinations=list_combinations(store),
+        foretold=read_foretold(store),
         ended=_ended(store),
         runs=tally(store, "runs"),
         made_with=store.rows(

@@ -11,6 +11,7 @@ from db.reporting import Line, ReportedLab
 from moe.config import KNOBS
 from server.report.champions import champions
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
+from server.report.foretelling import foretelling
 from server.report.methods import METHODS, error_control
 from server.report.numbers import cost, difference, e_value, effect_of, level, span
 
@@ -25,6 +26,7 @@ def lab_document(found: ReportedLab) -> Document:
         *_forests(found),
         *champions(found),
         *_table(found),
+        *foretelling(found),
         *_unclaimed(found),
         *_ended(found),
         *_method(found),

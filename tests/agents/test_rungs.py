@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from agents import mind
+from agents.agreement import compare
 from agents.class_noise import noise_here
 from agents.planner import Plan, enqueue
+from agents.reproduction import queue_again
 from db.comparisons import pairs, scored_pairs
 from db.experiments import get_experiment, list_insights
 from db.hypotheses import get_hypothesis
@@ -183,6 +186,25 @@ def test_a_budget_in_seconds_is_shared_out_as_well(lab: Lab, runner: Runner) -> 
     (first, *_) = pairs(lab.store, experiment.id)
     assert first.treatment is not None
     assert first.treatment.config["budget_seconds"] == 15.0
+
+
+def test_each_run_is_reproduced_at_its_own_length(
+    lab: Lab, runner: Runner, register: Callable[[Lab], Runner], tmp_path: Path
+) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    planned(lab, experiment)
+    settled(lab, runner, experiment, world)
+    (tmp_path / "other").mkdir()
+    other = Lab(tmp_path / "other")
+    reruns = queue_again(lab, other, experiment.id, register(other))
+    work_off(other, register(other), world)
+    agreement = compare(lab, other, experiment.id, reruns, [])
+    assert (agreement.reproduced, agreement.exact) == (True, True)
+    copy = get_experiment(other.store, 1)
+    assert copy.screen_share == 0.25
+    assert budgets(other, copy, "screen") == {WHOLE // 4}
+    assert budgets(other, copy, "confirm") == {WHOLE}
+    other.close()
 
 
 def test_insights_do_not_mix_lengths(lab: Lab, runner: Runner) -> None:
