@@ -2,7 +2,8 @@
 
 On the same machine, with the same code, threads and a budget in tokens, a CPU gives the same bits, and anything else is
 a failure. On other hardware, on a card (kernels may differ in the last bits), with other code, or with a budget in
-seconds, scores must agree within the noise that was measured, and the verdict must come out as it did.
+seconds, scores must agree within the noise that was measured, and the verdict must come out as it did. Measured speeds
+go up and down with whatever else a machine does: of them the verdict must come out as it did, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from agents.again import Again, Measured, set_beside
 from agents.confirmation import noise_known
+from agents.evidence import bounded
+from agents.gates import is_timed
 from agents.noise import Noise
 from agents.reproduction import Rerun
 from agents.weighing import Weighed, floor_of, glance, weigh
 from db.experiments import get_experiment, latest_verdict
 from db.hypotheses import get_hypothesis
 from db.lab import Lab
-from db.queue import get_run
-from db.records import Run, Verdict
+from db.records import Experiment, Run, Verdict
 from db.runners import list_runners
 
 WITHIN = 4.0
@@ -28,28 +32,11 @@ WITHIN = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Again:
-    """One run and its second run; a value is None where it was not scored."""
-
-    seed: int
-    stage: str
-    arm: str
-    before: float | None
-    after: float | None
-    status_before: str
-    status_after: str
-
-    @property
-    def same(self) -> bool:
-        """Whether it came out the same to the last bit."""
-        return self.status_before == self.status_after and self.before == self.after
-
-
-@dataclass(frozen=True, kw_only=True)
 class Agreement:
     """What came of it. `exact`: equal bits were to be expected; `apart`: what was different, in words."""
 
     metric: str
+    guard_metric: str | None
     runs: list[Again]
     exact: bool
     apart: list[str]
@@ -57,6 +44,24 @@ class Agreement:
     effect: Weighed | None
     reproduced: bool
     sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scale:
+    """How a metric is compared: bit by bit, or within its noise; None where that was never measured."""
+
+    name: str
+    exact: bool
+    noise: Noise | None
+
+    def holds(self, value: Measured) -> bool:
+        if self.exact or value.same:
+            return value.same
+
+        if is_timed(self.name):
+            return value.before is not None and value.after is not None
+
+        return self.noise is None or value.within(WITHIN * floor_of(self.noise))
 
 
 def compare(lab: Lab, other: Lab, experiment_id: int, reruns: Sequence[Rerun], changes: Sequence[str]) -> Agreement:
@@ -69,15 +74,22 @@ def compare(lab: Lab, other: Lab, experiment_id: int, reruns: Sequence[Rerun], c
     if verdict is None:
         raise ValueError(f"experiment {experiment_id} has no verdict")
 
-    runs = [_again(item, get_run(other.store, item.again), experiment.metric) for item in reruns]
-    apart = [*changes, *_other_machine(lab, other, [item.run for item in reruns])]
-    noise = _noise(lab, verdict)
-    effect = _effect(verdict, runs, noise)
+    runs = [set_beside(lab, other, experiment, item) for item in reruns]
+    machine = [*changes, *_other_machine(lab, other, [item.run for item in reruns])]
+    noise, guard_noise = _noises(lab, verdict)
+    metric = _Scale(name=experiment.metric, exact=not machine and not is_timed(experiment.metric), noise=noise)
+    guard = _Scale(name=experiment.guard_metric or "", exact=not machine, noise=guard_noise)
+    apart = machine if metric.exact or machine else [f"{metric.name} is a speed, which no machine repeats exactly"]
+    effect = _effect(verdict, metric, [(run, run.metric) for run in runs], experiment.direction == "lower")
+    beside = _effect(verdict, guard, [(run, run.guard) for run in runs if run.guard is not None], True)
     identical = all(run.same for run in runs)
-    close = all(_is_close(run, noise) for run in runs) and _agrees(verdict, effect, experiment.direction == "lower")
-    reproduced = identical or (bool(apart) and close)
+    close = all(
+        run.ended_alike and metric.holds(run.metric) and (run.guard is None or guard.holds(run.guard)) for run in runs
+    )
+    reproduced = identical or (bool(apart) and close and _agrees(experiment, verdict, effect, beside))
     return Agreement(
         metric=experiment.metric,
+        guard_metric=experiment.guard_metric,
         runs=runs,
         exact=not apart,
         apart=apart,
@@ -85,18 +97,6 @@ def compare(lab: Lab, other: Lab, experiment_id: int, reruns: Sequence[Rerun], c
         effect=effect,
         reproduced=reproduced,
         sentence=_sentence(experiment_id, runs, verdict, apart, reproduced=reproduced),
-    )
-
-
-def _again(item: Rerun, second: Run, metric: str) -> Again:
-    return Again(
-        seed=item.run.seed,
-        stage=item.run.purpose,
-        arm=item.arm,
-        before=(item.run.score or {}).get(metric),
-        after=(second.score or {}).get(metric),
-        status_before=item.run.status,
-        status_after=second.status,
     )
 
 
@@ -121,42 +121,58 @@ def _other_machine(lab: Lab, other: Lab, runs: Sequence[Run]) -> list[str]:
     return said
 
 
-def _noise(lab: Lab, verdict: Verdict) -> Noise | None:
+def _noises(lab: Lab, verdict: Verdict) -> tuple[Noise | None, Noise | None]:
+    """The noise that the metric and its guard were weighed against."""
     hypothesis = get_hypothesis(lab.store, verdict.experiment_id)
     if verdict.stage == "confirm" and hypothesis is not None:
-        return noise_known(hypothesis)[0]
+        return noise_known(hypothesis)
 
-    return None if verdict.noise is None or verdict.noise_df is None else Noise(sd=verdict.noise, df=verdict.noise_df)
+    known = verdict.noise is not None and verdict.noise_df is not None
+    guard = None
+    if verdict.guard_low is not None and verdict.guard_high is not None:  # a screening keeps of it the interval alone
+        deviation = (verdict.guard_high - verdict.guard_low) / 4.0 * math.sqrt(verdict.pairs)
+        guard = Noise(sd=deviation, df=verdict.noise_df or 1.0)
+
+    return Noise(sd=verdict.noise or 0.0, df=verdict.noise_df or 1.0) if known else None, guard
 
 
-def _effect(verdict: Verdict, runs: Sequence[Again], noise: Noise | None) -> Weighed | None:
-    sides: dict[int, dict[str, float]] = {}
-    for run in runs:
-        if run.stage == verdict.stage and run.after is not None:
-            sides.setdefault(run.seed, {})[run.arm] = run.after
+def _effect(
+    verdict: Verdict, scale: _Scale, values: Sequence[tuple[Again, Measured]], lower_is_better: bool
+) -> Weighed | None:
+    sides: dict[int, dict[str, float | None]] = {}
+    for run, value in values:
+        if run.stage == verdict.stage:
+            sides.setdefault(run.seed, {})[run.arm] = None if run.stopped else value.after
 
-    differences = [both["treatment"] - both["baseline"] for both in sides.values() if len(both) == 2]
+    pairs = [
+        (both["baseline"], both["treatment"]) for both in sides.values() if both.keys() >= {"baseline", "treatment"}
+    ]
+    baselines = [before for before, _ in pairs if before is not None]
+    if not baselines or len(baselines) < len(pairs):
+        return None
+
+    # As the judge counts them: a treatment that was lost is as bad as could be.
+    known = [None if before is None or after is None else after - before for before, after in pairs]
+    worst = fmean(map(abs, baselines))
+    differences = bounded(known, worst=worst if lower_is_better else -worst)
     if verdict.stage == "confirm":
-        return weigh(differences, noise)
+        return weigh(differences, scale.noise)
 
-    return glance(differences, noise) if differences and noise is not None else None
-
-
-def _is_close(run: Again, noise: Noise | None) -> bool:
-    if run.before is None or run.after is None:
-        return run.status_before == run.status_after
-
-    return abs(run.after - run.before) <= WITHIN * floor_of(noise)
+    return glance(differences, scale.noise) if scale.noise is not None else None
 
 
-def _agrees(verdict: Verdict, effect: Weighed | None, lower_is_better: bool) -> bool:
+def _agrees(experiment: Experiment, verdict: Verdict, effect: Weighed | None, guard: Weighed | None) -> bool:
     """Whether the verdict's word holds of the second effect too."""
-    if verdict.effect is None or effect is None:
-        return (verdict.effect is None) == (effect is None)
+    margin = experiment.guard_margin or 0.0
+    if verdict.guard_low is not None and verdict.guard_low > margin:
+        return guard is not None and guard.low > margin
 
-    gain = (-effect.high, -effect.low) if lower_is_better else (effect.low, effect.high)
+    if verdict.effect is None or effect is None:
+        return verdict.effect is None or verdict.verdict == "no evidence yet"
+
+    gain = (-effect.high, -effect.low) if experiment.direction == "lower" else (effect.low, effect.high)
     if verdict.verdict in ("improved", "improved but not causal"):
-        return gain[0] > 0.0
+        return gain[0] > 0.0 and (guard is None or guard.high <= margin)
 
     if verdict.verdict == "worse":
         return gain[1] < 0.0
@@ -171,14 +187,15 @@ def _sentence(
 ) -> str:
     same = sum(run.same for run in runs)
     count = f"{same} of {len(runs)} scores are the same to the last bit"
+    others = "the speeds differ" if is_timed(verdict.metric) else f"the others are within {WITHIN:g} noise floors"
     if same == len(runs):
         though = f" Though {'; '.join(apart)}." if apart else ""
         return f"Experiment {experiment_id} is reproduced: {count}, and so the verdict is again {verdict.said}.{though}"
 
     if reproduced:
         return (
-            f"Experiment {experiment_id} is reproduced within the noise: {count}, the others within "
-            f"{WITHIN:g} noise floors, and the verdict is again {verdict.said}. "
+            f"Experiment {experiment_id} is reproduced within the noise: {count}, {others}, and the verdict is again "
+            f"{verdict.said}. "
             f"Equal bits were not to be expected: {'; '.join(apart)}."
         )
 

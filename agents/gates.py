@@ -89,12 +89,17 @@ def disturbed(pair: Pair) -> list[tuple[str, Run]]:
     return [(side, run) for side, run in sides if run is not None and run.disturbance]
 
 
+def is_timed(metric: str | None) -> bool:
+    """Whether a metric is a measured speed."""
+    return metric is not None and metric.endswith("_per_second")
+
+
 def _rests_on_time(experiment: Experiment, run: Run) -> bool:
     """Whether a slower card makes the score worse: a budget in seconds, or a speed as the result."""
     if run.kind == "train":
         return run.config.get("budget_seconds") is not None
 
-    return any((name or "").endswith("_per_second") for name in (experiment.metric, experiment.guard_metric))
+    return is_timed(experiment.metric) or is_timed(experiment.guard_metric)
 
 
 def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Stage) -> Iterator[str]:

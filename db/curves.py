@@ -53,6 +53,12 @@ def attempt_curve(store: Store, attempt_id: int) -> list[float | None]:
     return [row["value"] for row in rows]
 
 
+def newest_curve(store: Store, run_id: int) -> list[float | None]:
+    """val_bpb at each point of a run's newest attempt, however it ended."""
+    attempt_id = store.value("SELECT max(id) FROM attempts WHERE run_id = ?", (run_id,))
+    return [] if attempt_id is None else attempt_curve(store, attempt_id)
+
+
 def completed_curve(store: Store, run_id: int) -> list[float | None]:
     """val_bpb at each point of a completed run."""
     attempt_id = store.value("SELECT id FROM attempts WHERE run_id = ? AND status = 'completed'", (run_id,))

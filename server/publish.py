@@ -12,6 +12,7 @@ import click
 from rich import box
 from rich.table import Table
 
+from agents.again import Again, Measured
 from agents.agreement import Agreement, compare
 from agents.hands import register, start_runner, stop_runners
 from agents.reproduction import changes_since, ended_pairs, queue_again
@@ -25,7 +26,7 @@ from db.records import ENDED_RUN, Runner
 from db.runners import list_runners
 from moe.texts import BENCHMARKS, TEXTS
 from server.commands import as_commands
-from server.desk import FAILED, Desk
+from server.desk import FAILED, INTERRUPTED, Desk
 from server.follow import Watch
 from server.tools.report import report as report_verb
 
@@ -73,6 +74,8 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
         try:
             with Watch(other, desk.console) as watch:
                 watch.until(lambda: all(get_run(other.store, item.again).status in ENDED_RUN for item in reruns))
+        except KeyboardInterrupt:
+            raise desk.fail(f"stopped, and what it had begun with it; {_left(into)}", INTERRUPTED) from None
         finally:
             stop_runners(other)
             kill_children()  # a mind process that was woken last would make a temporary folder anew
@@ -84,6 +87,10 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
     desk.say(asdict(agreement) | {"verdict": agreement.verdict.said})
     if not agreement.reproduced:
         raise click.exceptions.Exit(FAILED)
+
+
+def _left(into: Path | None) -> str:
+    return "nothing of it is left" if into is None else f"what was done until then is in {into}"
 
 
 @contextmanager
@@ -102,9 +109,9 @@ def _opened(lab: Lab, experiment_id: int, folder: Path) -> Iterator[Lab]:
     write_atomically(folder / "blueberry.toml", _settings(_runner_of(lab, experiment_id)))
     other = Lab(folder)
     for name in (TEXTS, BENCHMARKS):
-        texts = lab.data_folder / name
-        if texts.exists() and not (other.data_folder / name).exists():
-            (other.data_folder / name).symlink_to(texts)
+        theirs, ours = lab.data_folder / name, other.data_folder / name
+        if theirs.exists() and not ours.exists():
+            ours.symlink_to(theirs)
 
     try:
         yield other
@@ -118,23 +125,36 @@ def _runner_of(lab: Lab, experiment_id: int) -> Runner | None:
 
 
 def _settings(runner: Runner | None) -> str:
-    # Threads and processes decide the last bits on a CPU; weights are read by the runs that come after training.
-    machine = "" if runner is None else f'device = "{runner.device}"\nthreads = {runner.threads}\n'
-    machine += "" if runner is None or runner.processes == 1 else f"processes = {runner.processes}\n"
+    # Runs that come after training read the weights. Threads and processes decide the last bits on a CPU; what a card did
+    # may be done on a CPU, and is then compared within the noise.
+    machine = ""
+    if runner is not None and runner.device == "cpu":
+        machine = f'device = "cpu"\nthreads = {runner.threads}\n'
+        machine += "" if runner.processes == 1 else f"processes = {runner.processes}\n"
+
     return f'[runner]\nkeep = "all"\n{machine}'
 
 
 def _table(agreement: Agreement) -> Table:
+    guarded = agreement.guard_metric is not None
+    columns = [agreement.metric, "again", *((agreement.guard_metric, "again") if guarded else ()), ""]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("seed", "stage", "side", agreement.metric, "again", ""):
-        table.add_column(name, justify="right" if name in (agreement.metric, "again") else "left")
+    for place, name in enumerate(["seed", "stage", "side", *columns]):
+        table.add_column(name, justify="right" if place > 2 and name else "left")
 
-    decimals = 1 + places(agreement.verdict.noise, None)
     for run in agreement.runs:
-        shown = [
-            status if value is None else f"{value:.{decimals}f}"
-            for value, status in ((run.before, run.status_before), (run.after, run.status_after))
-        ]
+        shown = _shown(run.metric, agreement.verdict.noise, run)
+        if guarded:
+            shown += _shown(run.guard, None, run) if run.guard else ["", ""]
+
         table.add_row(str(run.seed), run.stage, run.arm, *shown, "same bits" if run.same else "differs")
 
     return table
+
+
+def _shown(value: Measured, noise: float | None, run: Again) -> list[str]:
+    at = " when stopped" if run.stopped else ""
+    return [
+        status if number is None else f"{number:,.{0 if abs(number) >= 100.0 else 1 + places(noise, None)}f}{at}"
+        for number, status in ((value.before, run.status_before), (value.after, run.status_after))
+    ]

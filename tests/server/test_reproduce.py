@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -62,24 +63,42 @@ def test_real_runs_come_out_the_same_to_the_last_bit(tmp_path: Path) -> None:
     finally:
         blueberry(lab.folder, "runner", "stop")
 
+    interrupted(lab, tmp_path / "begun")
     done = blueberry(lab.folder, "reproduce", "1", "--into", str(tmp_path / "again"), "--json")
     assert done.returncode == 0, done.stderr + done.stdout
     said = json.loads(done.stdout)
     assert (said["reproduced"], said["exact"], said["apart"]) == (True, True, [])
-    assert [(run["arm"], run["seed"], run["before"] == run["after"]) for run in said["runs"]] == [
-        ("baseline", 7, True),
-        ("treatment", 7, True),
+    assert [(run["arm"], run["seed"], run["metric"]["after"]) for run in said["runs"]] == [
+        ("baseline", 7, said["runs"][0]["metric"]["before"]),
+        ("treatment", 7, said["runs"][1]["metric"]["before"]),
     ]
     assert "2 of 2 scores are the same to the last bit" in said["sentence"]
 
     other = Lab(tmp_path / "again")
-    assert [get_run(other.store, key).score["val_bpb"] for key in (1, 2)] == [run["before"] for run in said["runs"]]  # type: ignore[index]
+    found = [(get_run(other.store, key).score or {})["val_bpb"] for key in (1, 2)]
+    assert found == [run["metric"]["before"] for run in said["runs"]]
     assert other.store.value("SELECT count(*) FROM attempts WHERE status = 'completed'") == 2
     assert list_runners(other.store)[0].status == "stopped"
     other.close()
     again = blueberry(lab.folder, "reproduce", "1", "--into", str(tmp_path / "again"))
     assert (again.returncode, "is a lab already" in again.stderr) == (1, True)
     lab.close()
+
+
+def interrupted(lab: Lab, into: Path) -> None:
+    """Ctrl-C while a reproduction trains ends all that it began, and says so."""
+    command = [sys.executable, "-m", "server.cli", "--lab", str(lab.folder), "reproduce", "1", "--into", str(into)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as begun:
+        assert begun.stdout is not None
+        assert begun.stderr is not None
+        next(line for line in begun.stdout if "started" in line)
+        begun.send_signal(signal.SIGINT)
+        assert begun.wait(120) == 130
+        assert f"stopped, and what it had begun with it; what was done until then is in {into}" in begun.stderr.read()
+
+    other = Lab(into)
+    assert list_runners(other.store)[0].status == "stopped"
+    other.close()
 
 
 @pytest.fixture
