@@ -125,8 +125,8 @@ def _runner_of(lab: Lab, experiment_id: int) -> Runner | None:
 
 
 def _settings(runner: Runner | None) -> str:
-    # Runs that come after training read the weights. Threads and processes decide the last bits on a CPU; what a card did
-    # may be done on a CPU, and is then compared within the noise.
+    # Runs that come after training read the weights. Threads and processes decide the last bits on a CPU; what a card
+    # did may be done on a CPU, and is then compared within the noise.
     machine = ""
     if runner is not None and runner.device == "cpu":
         machine = f'device = "cpu"\nthreads = {runner.threads}\n'
