@@ -192,12 +192,16 @@ def _pin_text(lab: Lab, experiment: Experiment) -> Experiment:
 
 def _ablate(lab: Lab, experiment_id: int, *, priority: int) -> Plan:
     experiment = get_experiment(lab.store, experiment_id)
-    trained = [run for run in trained_runs(lab.store, experiment_id) if run.code == code_hash()]
+    trained = [
+        run
+        for run in trained_runs(lab.store, experiment_id)
+        if run.code == code_hash() and experiment.share_in(run.purpose) == 1.0
+    ]
     runner = target_runner(lab)
     if experiment.status != "concluded" or not trained or runner is None:
         raise RefusedError(
-            f"experiment {experiment_id} is {experiment.status} with {len(trained)} trained models of today's moe/; to "
-            "take them apart it must be concluded and have some"
+            f"experiment {experiment_id} is {experiment.status} with {len(trained)} trained models of today's moe/ and "
+            "the whole budget; to take them apart it must be concluded and have some"
         )
 
     added, anew = [], 0

@@ -32,9 +32,10 @@ SELECT attempts.id AS attempt_id, attempts.run_id, attempts.directory, attempts.
         THEN 'open'
     WHEN EXISTS (
         SELECT 1 FROM uses JOIN current_verdicts AS said ON said.experiment_id = uses.experiment_id
-        WHERE uses.trained_id = trained.id AND uses.arm = 'treatment' AND said.final = 1
+        WHERE uses.trained_id = trained.id AND uses.arm = 'treatment' AND uses.whole AND said.final = 1
           AND said.verdict IN ('improved', 'improved but not causal')) THEN 'improved'
-    WHEN EXISTS (SELECT 1 FROM uses WHERE uses.trained_id = trained.id AND uses.arm = 'baseline') THEN 'baseline'
+    WHEN EXISTS (SELECT 1 FROM uses WHERE uses.trained_id = trained.id AND uses.arm = 'baseline' AND uses.whole)
+        THEN 'baseline'
     END AS wanted_for
 FROM attempts JOIN runs AS trained ON trained.id = attempts.run_id
 WHERE attempts.weights_bytes > 0 AND attempts.status != 'live'
@@ -42,16 +43,19 @@ WHERE attempts.weights_bytes > 0 AND attempts.status != 'live'
 
 _USES = """
 WITH uses AS (
-    SELECT runs.id AS trained_id, experiment_runs.arm, experiments.id AS experiment_id, experiments.status
+    SELECT runs.id AS trained_id, experiment_runs.arm, experiments.id AS experiment_id, experiments.status,
+           runs.purpose = 'confirm' OR coalesce(experiments.screen_share, 1.0) = 1.0 AS whole
     FROM runs JOIN experiment_runs ON experiment_runs.run_id = runs.id
     JOIN experiments ON experiments.id = experiment_runs.experiment_id
     UNION ALL
-    SELECT post.needs_run_id, experiment_runs.arm, experiments.id, experiments.status
+    SELECT post.needs_run_id, experiment_runs.arm, experiments.id, experiments.status,
+           post.purpose = 'confirm' OR coalesce(experiments.screen_share, 1.0) = 1.0
     FROM runs AS post JOIN experiment_runs ON experiment_runs.run_id = post.id
     JOIN experiments ON experiments.id = experiment_runs.experiment_id
     WHERE post.kind = 'post' AND post.needs_run_id IS NOT NULL)
 """
-"""Which experiments rest on a trained model, and on which side: by its own score, or by that of a post run of it."""
+"""Which experiments rest on a trained model, and on which side: by its own score, or by that of a post run of it.
+`whole`: it was trained on all of the budget, and not to be screened on a part of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

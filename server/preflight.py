@@ -9,7 +9,11 @@ import click
 from rich.table import Table
 
 from agents.hands import target_runner
+from agents.pairs import shortened
 from agents.preflight import Preflight, base_of, preflight
+from db.formats import part
+from db.lab import Lab
+from db.records import Runner
 from moe.config import Config, ConfigError, apply
 from moe.presets import PRESETS
 from moe.roofline import speed
@@ -50,15 +54,16 @@ def preflight_command(desk: Desk, preset: str | None, knobs: tuple[str, ...]) ->
     except ConfigError as error:
         raise desk.fail(str(error), FAILED) from None
 
-    here = preflight(desk.lab, config, target_runner(desk.lab))
-    desk.console.print(_table(config, here))
+    runner = target_runner(desk.lab)
+    here = preflight(desk.lab, config, runner)
+    desk.console.print(_table(config, here, _screening(desk.lab, config, runner)))
     for problem in here.problems:
         desk.console.print(f"problem: {problem}", style="red", markup=False)
 
     desk.say({"config": config.model_dump(mode="json"), **here.model_dump(mode="json")})
 
 
-def _table(config: Config, cost: Preflight) -> Table:
+def _table(config: Config, cost: Preflight, screening: dict[str, str]) -> Table:
     rows = {
         "parameters": f"{cost.parameters:,}",
         "active parameters": f"{cost.active_parameters:,}",
@@ -68,14 +73,31 @@ def _table(config: Config, cost: Preflight) -> Table:
         "T4: where the time goes": _shares(config) if cost.t4_tokens_per_second else "",
         "here: peak memory": f"{cost.memory_bytes / 2**30:.2f} GiB, micro-batches of {cost.micro_batch_size}"
         + (f", in each of {cost.processes} processes" if cost.processes > 1 else ""),
-        "here: seconds a run": "unknown" if cost.seconds is None else f"{cost.seconds:,.0f}",
-    }
+        "here: seconds a run": _seconds(cost.seconds),
+    } | screening
     table = Table(box=None, show_header=False)
     for name, value in rows.items():
         if value:
             table.add_row(name, value)
 
     return table
+
+
+def _screening(lab: Lab, config: Config, runner: Runner | None) -> dict[str, str]:
+    """What a run of a screening takes, where that has a part of the budget."""
+    share = lab.settings.screen_share
+    if share == 1.0:
+        return {}
+
+    name = f"here: seconds a run that screens, at {part(share)} of the budget"
+    try:
+        return {name: _seconds(preflight(lab, shortened(config, share), runner).seconds)}
+    except ConfigError:
+        return {name: "that is less than one batch: screened at the whole budget"}
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
 
 
 def _shares(config: Config) -> str:

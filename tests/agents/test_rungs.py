@@ -13,6 +13,7 @@ from agents.class_noise import noise_here
 from agents.planner import Plan, enqueue
 from agents.reproduction import queue_again
 from db.comparisons import pairs, scored_pairs
+from db.errors import RefusedError
 from db.experiments import get_experiment, list_insights
 from db.hypotheses import get_hypothesis
 from db.lab import Lab
@@ -205,6 +206,21 @@ def test_each_run_is_reproduced_at_its_own_length(
     assert budgets(other, copy, "screen") == {WHOLE // 4}
     assert budgets(other, copy, "confirm") == {WHOLE}
     other.close()
+
+
+def test_only_what_was_trained_on_the_whole_budget_is_taken_apart(lab: Lab, runner: Runner) -> None:
+    null, gain = approved(lab, {"beta2": 0.98}), approved(lab, {"lr": 0.02})
+    for experiment in (null, gain):
+        planned(lab, experiment)
+        settled(lab, runner, experiment, world)
+
+    with pytest.raises(RefusedError, match="concluded with 0 trained models of today's moe/ and the whole budget"):
+        enqueue(lab, [null.id], ablate=True)
+
+    (plan,) = enqueue(lab, [gain.id], ablate=True).plans
+    hypothesis = get_hypothesis(lab.store, gain.id)
+    assert hypothesis is not None
+    assert plan.seeds == sorted(hypothesis.seeds)
 
 
 def test_insights_do_not_mix_lengths(lab: Lab, runner: Runner) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from db.clock import now
-from db.experiments import add_verdict, move_experiment
+from db.experiments import add_verdict, move_experiment, plan_experiment
 from db.queue import Outcome, claim_run, finish_attempt
 from db.records import Arm, Experiment
 from db.weights import (
@@ -73,6 +73,19 @@ def test_baselines_and_what_improved_are_kept_when_an_experiment_is_over(
     assert wanted(filled) == {base: "open", treated: "open"}
     conclude(filled, experiment, verdict)
     assert wanted(filled) == {base: "baseline", treated: treatment}
+
+
+def test_of_a_screening_on_a_part_of_the_budget_nothing_stays(filled: Filled) -> None:
+    experiment = filled.experiment()
+    plan_experiment(filled.store, experiment.id, screen_share=0.25)
+    short = [done(filled, experiment, 1, arm="baseline", fingerprint="short"), done(filled, experiment, 1)]
+    whole = (
+        done(filled, experiment, 2, arm="baseline", purpose="confirm"),
+        done(filled, experiment, 3, purpose="confirm"),
+    )
+    assert set(wanted(filled).values()) == {"open"}
+    conclude(filled, experiment, "improved")
+    assert wanted(filled) == dict.fromkeys(short) | dict(zip(whole, ("baseline", "improved"), strict=True))
 
 
 def test_what_a_queued_run_reads_is_never_dropped(filled: Filled) -> None:
