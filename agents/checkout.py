@@ -18,10 +18,14 @@ _FOLDER = Path(moe.__file__).parent
 
 def commit_with(code: str) -> str | None:
     """The newest commit, of any branch, whose moe/ has this hash; None where there is none, or no repository."""
-    listed = _git("log", "--all", "--format=%H", "--", ".")
-    for commit in (listed or b"").decode().split():
-        if code_at(commit) == code:
+    listed = (_git("log", "--all", "--format=%H") or b"").decode().split()
+    trees = _git("cat-file", "--batch-check=%(objectname)", given="".join(f"{commit}:./\n" for commit in listed))
+    seen: set[str] = set()
+    for commit, tree in zip(listed, (trees or b"").decode().splitlines(), strict=False):
+        if tree not in seen and code_at(commit) == code:
             return commit
+
+        seen.add(tree)
 
     return None
 
@@ -42,9 +46,10 @@ def code_at(commit: str) -> str | None:
     return digest.hexdigest()
 
 
-def _git(*arguments: str) -> bytes | None:
+def _git(*arguments: str, given: str = "") -> bytes | None:
     # In moe/: paths are those below it. An installed package lies in no repository, or in one that does not track it.
+    command = ["git", *arguments]
     try:
-        return subprocess.run(["git", *arguments], cwd=_FOLDER, capture_output=True, check=True).stdout
+        return subprocess.run(command, cwd=_FOLDER, capture_output=True, check=True, input=given.encode()).stdout
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -37,7 +37,7 @@ from agents.sides import has_ended, is_scored, mean_of, value_of, why_lost
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, method_of, sentence_of, together
 from db.cards import experiment_kwh
-from db.comparisons import Pair, pairs, scored_pairs, training_seconds
+from db.comparisons import Pair, paired_seconds, pairs, scored_pairs
 from db.experiments import add_verdict, get_experiment, latest_verdict, mark_judged, move_experiment
 from db.hypotheses import get_hypothesis, note_evidence
 from db.lab import Lab
@@ -294,8 +294,7 @@ class _Judgement:
         ours, theirs = account(treatment), account(baseline)
         our_model, their_model = account(as_served(treatment)), account(as_served(baseline))
         scored = self.scored if weighed else []
-        before = training_seconds(store, [pair.baseline for pair in scored if pair.baseline])
-        after = training_seconds(store, [pair.treatment for pair in scored if pair.treatment])
+        seconds = paired_seconds(store, scored)
         found = Found(
             word=word,
             stage=self.stage,
@@ -311,7 +310,7 @@ class _Judgement:
             deviation=self.noise.sd if self.noise else None,
             guard_deviation=self.guard_noise.sd if self.guard_noise else None,
             flops_ratio=ours.flops_per_token / theirs.flops_per_token,
-            pace=pace(before, after) if self.stage == "confirm" else None,
+            pace=pace(seconds) if self.stage == "confirm" else None,
             causal=(baseline.causal, treatment.causal),
             beside=self._beside(weighed),
         )
@@ -352,8 +351,8 @@ class _Judgement:
                 "treatment_active_parameters": our_model.active_parameters,
                 "baseline_flops": theirs.flops,
                 "treatment_flops": ours.flops,
-                "baseline_seconds": median(before) if before else None,
-                "treatment_seconds": median(after) if after else None,
+                "baseline_seconds": median(before for before, _ in seconds) if seconds else None,
+                "treatment_seconds": median(after for _, after in seconds) if seconds else None,
                 "cost_seconds": experiment_seconds(store, experiment.id),
                 "cost_kwh": experiment_kwh(store, experiment.id),
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,9 @@ def changes_since(lab: Lab, experiment: Experiment, found: Sequence[Pair]) -> li
     """What is no longer as it was when the runs were made, and can change a score: code, evaluator, text."""
     runs = [run for pair in found for run in _arms(pair).values() if run is not None]
     scores = [run.score for run in runs if run.score]
-    said = [_other_code(code) for code in dict.fromkeys(run.code for run in runs) if code != code_hash()]
+    said = [
+        _other_code(lab, experiment, code) for code in dict.fromkeys(run.code for run in runs) if code != code_hash()
+    ]
     said += [
         f"the evaluator was version {known} and here it is {EVALUATOR_VERSION}"
         for known in dict.fromkeys(score.get("evaluator", EVALUATOR_VERSION) for score in scores)
@@ -103,13 +106,16 @@ def queue_again(lab: Lab, other: Lab, experiment_id: int, runner: Runner) -> lis
     return made
 
 
-def _other_code(code: str) -> str:
+def _other_code(lab: Lab, experiment: Experiment, code: str) -> str:
     differs = f"the code of moe/ was {code[:12]} and here it is {code_hash()[:12]}"
     commit = commit_with(code)
     if commit is None:
         return f"{differs}; no commit here has it, so the runs were made elsewhere or with changes never committed"
 
-    return f"{differs}; `git worktree add ../then {commit[:12]}` checks out what made the runs, to run this there"
+    command = f"{sys.executable} -m server.cli --lab {lab.folder} reproduce {experiment.id}"
+    return (
+        f"{differs}; what made the runs is a commit: git worktree add ../then {commit[:12]} && cd ../then && {command}"
+    )
 
 
 def _queue(lab: Lab, other: Lab, copy: Experiment, arm: Arm, run: Run, runner: Runner) -> Run:

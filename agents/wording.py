@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from agents.pace import Pace
 from db.formats import part, places, span
 from db.records import Experiment, Screening, Stage, Verdict, Word
 from moe.metrics import text_set_of
@@ -42,7 +43,7 @@ class Found:
     deviation: float | None
     guard_deviation: float | None
     flops_ratio: float
-    pace: float | None
+    pace: Pace | None
     causal: tuple[bool, bool]
     beside: str | None = None
 
@@ -95,8 +96,10 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         if found.word == "improved" and found.flops_ratio > 1.0:
             text += " (whether compute alone brought it: ask again with equal_flops)"
 
-    if found.pace is not None:
-        text += f", and takes {found.pace:.2g} times as long to train"
+    if found.pace is not None and found.pace.differs:
+        text += (
+            f", and takes {found.pace.ratio:.2g} [{found.pace.low:.2g}, {found.pace.high:.2g}] times as long to train"
+        )
 
     if found.guard is not None:
         text += f"; {_guard_fact(experiment, found, *found.guard)}"

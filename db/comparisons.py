@@ -84,19 +84,24 @@ def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[
     ]
 
 
-def training_seconds(store: Store, runs: Sequence[Run]) -> list[float]:
-    """How long each run trained, or the run whose checkpoint it starts from; without those on a disturbed card, and
-    those that nobody timed."""
+def paired_seconds(store: Store, found: Sequence[Pair]) -> list[tuple[float, float]]:
+    """Of each pair, how long both sides trained, or the runs whose checkpoints they start from: baseline, treatment.
+
+    Without pairs of which a card was disturbed, or which nobody timed.
+    """
+    runs = [run.id for pair in found for run in (pair.baseline, pair.treatment) if run is not None]
     rows = store.rows(
         """
-        SELECT json_extract(trained.score, '$.train_seconds') AS seconds FROM json_each(?) AS chosen
+        SELECT runs.id, json_extract(trained.score, '$.train_seconds') AS train_seconds FROM json_each(?) AS chosen
         CROSS JOIN runs ON runs.id = chosen.value
         CROSS JOIN runs AS trained ON trained.id = CASE runs.kind WHEN 'post' THEN runs.needs_run_id ELSE runs.id END
         WHERE trained.disturbance IS NULL AND json_extract(trained.score, '$.train_seconds') IS NOT NULL
         """,
-        (to_column([run.id for run in runs]),),
+        (to_column(runs),),
     )
-    return [float(row["seconds"]) for row in rows]
+    seconds = {row["id"]: float(row["train_seconds"]) for row in rows}
+    sides = [(pair.baseline.id, pair.treatment.id) for pair in found if pair.baseline and pair.treatment]
+    return [(seconds[before], seconds[after]) for before, after in sides if {before, after} <= seconds.keys()]
 
 
 def origins(store: Store, experiment_id: int, stage: Stage | None = None) -> list[Origin]:

@@ -21,6 +21,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(Path(moe.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     git(tmp_path, "init", "-q")
     commit(tmp_path)
+    (tmp_path / "README.md").write_text("what moe/ does not see\n")
+    commit(tmp_path)
     (folder / "config.py").write_text("# another one\n")
     commit(tmp_path)
     monkeypatch.setattr(checkout, "_FOLDER", folder)
@@ -37,7 +39,7 @@ def commit(where: Path) -> None:
     git(where, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "one")
 
 
-def test_the_commit_that_made_a_run_is_found_by_the_hash_of_its_code(folder: Path) -> None:
+def test_the_newest_commit_with_the_code_of_a_run_is_found_by_its_hash(folder: Path) -> None:
     assert commit_with(code_hash()) == git(folder, "rev-parse", "HEAD~1")
 
 
