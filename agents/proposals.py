@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from db.records import Experiment, Review
 
@@ -53,6 +54,14 @@ class Proposal(BaseModel):
         Field(description="at equal training FLOPs, not equal tokens: a treatment that costs more a token gets fewer"),
     ] = False
     source: Annotated[str | None, Field(max_length=500, description="paper or document that the idea is from")] = None
+
+    @field_validator("title", "hypothesis", "method", "focus_area", "source")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if value and any(unicodedata.category(letter) == "Cc" and letter not in "\n\r\t" for letter in value):
+            raise ValueError("it has control characters; write it without them")
+
+        return value
 
 
 class GivenReview(BaseModel):

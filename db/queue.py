@@ -116,7 +116,7 @@ def get_run(store: Store, run_id: int) -> Run:
     """
     row = store.row("SELECT * FROM runs WHERE id = ?", (run_id,))
     if row is None:
-        raise NotFoundError("run", run_id)
+        raise store.missing("run", "runs", run_id)
 
     return Run.of(row)
 

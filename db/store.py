@@ -20,7 +20,7 @@ from urllib.parse import quote
 from sqlite_utils import Database
 from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # pysqlite3 where installed
 
-from db.errors import LabUnusableError, NewerLabError
+from db.errors import LabUnusableError, NewerLabError, NotFoundError, RefusedError
 from db.failpoints import failpoint
 from db.migrations import MIGRATIONS
 from db.processes import FileLock
@@ -128,6 +128,11 @@ class Store:
             )
             return int(cursor.lastrowid or 0)
 
+    def missing(self, what: str, table: str, key: int) -> NotFoundError:
+        """The error that there is no row of that id, with the ids that there are."""
+        highest = self.value(f"SELECT max(id) FROM {table}")
+        return NotFoundError(what, key, f"ids go from 1 to {highest}" if highest else "there is none yet")
+
     def data_version(self) -> int:
         """A number that changes when another connection has committed."""
         return int(self.value("PRAGMA data_version"))
@@ -171,6 +176,8 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except OverflowError:
+            raise RefusedError("the call has a number that is too large for an id or a count here") from None
         except _FAULTS as error:
             message = _explain(str(error), self.path)
             if message is None:

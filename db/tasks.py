@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from db.clock import utc_now
-from db.errors import NotFoundError, RefusedError
+from db.errors import RefusedError
 from db.records import Cycle, Task
 from db.store import Store, to_column
 
@@ -52,7 +52,7 @@ def get_task(store: Store, task_id: int) -> Task:
     """
     row = store.row("SELECT * FROM tasks WHERE id = ?", (task_id,))
     if row is None:
-        raise NotFoundError("task", task_id)
+        raise store.missing("task", "tasks", task_id)
 
     return Task.of(row)
 
@@ -120,7 +120,7 @@ def get_cycle(store: Store, cycle_id: int) -> Cycle:
     """
     row = store.row("SELECT * FROM cycles WHERE id = ?", (cycle_id,))
     if row is None:
-        raise NotFoundError("cycle", cycle_id)
+        raise store.missing("cycle", "cycles", cycle_id)
 
     return Cycle.of(row)
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
+from moe.aliases import ALIASES
 from moe.knobs import Acts, Knob, Value
 from moe.space.backbone import Backbone
 from moe.space.experts import Experts
@@ -272,6 +273,6 @@ def _as_declared(name: str, value: Any) -> Any:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, Config.model_fields, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(Config.model_fields)}"
+    near = difflib.get_close_matches(name[:80].lower(), [*Config.model_fields, *ALIASES], n=1, cutoff=0.6)
+    hint = f"did you mean {ALIASES.get(near[0], near[0])!r}?" if near else f"known: {', '.join(Config.model_fields)}"
     return f"unknown knob {name!r}; {hint}"

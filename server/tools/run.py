@@ -92,7 +92,7 @@ def run(
         queued=seen.queued,
         seconds_left=rounded(seen.seconds_left, 0),
         budget=reached(lab.store, lab.settings.runner, utc_now()),
-        next=_next(action, experiment_id, seen.queued + len(seen.running)),
+        next=_next(lab, action, experiment_id, seen.queued + len(seen.running)),
     )
 
 
@@ -138,7 +138,7 @@ def _in_words(lab: Lab, runners: Sequence[Runner]) -> str:
     return "; ".join(said)
 
 
-def _next(action: str, experiment_id: int | None, work: int) -> str:
+def _next(lab: Lab, action: str, experiment_id: int | None, work: int) -> str:
     if action == "cancel":
         return "status() shows what goes on"
 
@@ -147,6 +147,9 @@ def _next(action: str, experiment_id: int | None, work: int) -> str:
 
     if action == "pause":
         return "run(action='resume') lets it take runs again"
+
+    if not alive_runners(lab):
+        return "run() starts the runner"
 
     if not work:
         return "the queue is empty: enqueue approved experiments, or suggest() new ones"

@@ -125,7 +125,7 @@ def test_the_assistants_ideas_are_its_own_in_any_number(lab: Lab) -> None:
     ("proposal", "reason"),
     [
         (idea(domain="alchemy"), "no domain 'alchemy'; known: efficiency"),
-        (idea({"learning_rate": 1.0}), "unknown knob 'learning_rate'"),
+        (idea({"learning_rate": 1.0}), "unknown knob 'learning_rate'; did you mean 'lr'?"),
         (idea({"lr": 5.0}), "lr=5.0"),
         (idea({"lr": "high"}), "lr='high'"),
         (idea({"budget_tokens": 1000}), "budget_tokens is budget"),
@@ -245,7 +245,7 @@ def test_the_brief_tells_what_was_tried_and_learnt_and_stays_short(
 
     text = brief(lab, "optimization", None)
     assert len(text) <= BRIEF_MOST
-    assert "worse (val_bpb +0.1200)" in brief(lab, "evaluation", None)
+    assert "worse (val_bpb +0.12)" in brief(lab, "evaluation", None)
     assert f"- {newest.id}. " in text
     assert '"hypothesis"' in text
 

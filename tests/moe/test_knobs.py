@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from moe.accounting import peak_memory_bytes
+from moe.aliases import ALIASES
 from moe.config import KNOBS, Config, ConfigError, apply
 from moe.data import prepare
 from moe.evaluate import score_tokens
@@ -89,6 +90,14 @@ PERTURBED: Mapping[str, tuple[Config, dict[str, Value]]] = {
 }
 OWN_TEXT = {"corpus"}  # needs a text of one's own: in test_corpora.py
 ON_OTHER_HARDWARE = {"precision", "router_precision", "deterministic"}  # below
+
+
+def test_what_a_knob_is_called_elsewhere_is_answered_with_ours() -> None:
+    assert set(ALIASES.values()) <= set(Config.model_fields)
+    assert not set(ALIASES) & set(Config.model_fields)
+    for name, ours in {**ALIASES, "num_hidden_layer": "n_layers", "Learning_Rate": "lr", "top_q": "top_k"}.items():
+        with pytest.raises(ConfigError, match=f"unknown knob '{name}'; did you mean '{ours}'?"):
+            apply(BASE, {name: 1})
 
 
 def test_every_knob_is_covered() -> None:

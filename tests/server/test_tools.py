@@ -138,6 +138,7 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one(session: Sessio
             "boolean or a valid integer or a valid number",
         ),
         ("suggest", {"proposals": []}, "proposals"),
+        ("suggest", {"proposals": [{**IDEA, "title": "a\0b"}]}, "proposals.0.title: it has control characters"),
         ("review", {"experiment_id": 99_999}, "there is no experiment 99999"),
         ("review", {"experiment_id": -1}, "experiment_id: Input should be greater"),
         ("review", {"review": GOOD_REVIEW}, "give experiment_id too"),
@@ -148,15 +149,17 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one(session: Sessio
         ("enqueue", {"experiment_ids": []}, "experiment_ids"),
         ("enqueue", {"experiment_ids": [99_999]}, "there is no experiment 99999"),
         ("enqueue", {"experiment_ids": [1], "seeds": 1}, "seeds"),
+        ("enqueue", {"experiment_ids": [2**70]}, "a number that is too large for an id"),
         ("enqueue", {"experiment_ids": "one"}, "experiment_ids: Input should be a valid list"),
         ("run", {"action": "explode"}, "action: Input should be 'start', 'stop', 'restart', 'pause'"),
         ("run", {"action": "cancel"}, "needs experiment_id"),
         ("run", {"experiment_id": 99_999}, "there is no experiment 99999"),
         ("status", {"experiment_id": 1, "run_id": 1}, "one of experiment_id, run_id"),
         ("status", {"experiment_id": 99_999}, "there is no experiment 99999"),
-        ("status", {"run_id": 99_999}, "there is no run 99999"),
-        ("status", {"task_id": 99_999}, "there is no task 99999"),
-        ("status", {"cycle_id": 99_999}, "there is no cycle 99999"),
+        ("status", {"run_id": 99_999}, "there is no run 99999; "),
+        ("status", {"task_id": 99_999}, "there is no task 99999; "),
+        ("status", {"cycle_id": 99_999}, "there is no cycle 99999; there is none yet"),
+        ("status", {"experiment_id": 2**63}, "a number that is too large for an id"),
         ("status", {"wait_seconds": 21}, "wait_seconds: Input should be less than or equal to 20"),
     ],
 )
@@ -189,6 +192,10 @@ def test_an_unknown_knob_is_refused_with_the_nearest(either: Session) -> None:
     [refusal] = made["refused"]
     assert "top_k" in refusal["reason"]
     assert "suggest again" in made["next"]
+
+
+def test_what_is_run_next_without_a_runner_is_the_runner(either: Session) -> None:
+    assert either.call("run", action="resume")["next"] == "run() starts the runner"
 
 
 def test_status_waits_until_something_changes(either: Session, shared_lab: Lab) -> None:

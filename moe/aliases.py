@@ -1,0 +1,62 @@
+"""What knobs are called elsewhere (Hugging Face, DeepSeek, nanoGPT, torchtitan): an unknown name is answered with ours.
+
+They are never accepted in its place: one thing has one name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ALIASES: Mapping[str, str] = {
+    "learning_rate": "lr",
+    "peak_lr": "lr",
+    "min_lr": "min_lr_ratio",
+    "lr_schedule": "schedule",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warmup_fraction",
+    "warmup_ratio": "warmup_fraction",
+    "max_grad_norm": "grad_clip",
+    "clip_grad": "grad_clip",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "wd": "weight_decay",
+    "train_batch_size": "batch_size",
+    "hidden_size": "d_model",
+    "n_embd": "d_model",
+    "dim": "d_model",
+    "n_layer": "n_layers",
+    "num_hidden_layers": "n_layers",
+    "n_head": "n_heads",
+    "num_attention_heads": "n_heads",
+    "n_kv_heads": "gqa_group_size",
+    "num_key_value_heads": "gqa_group_size",
+    "block_size": "seq_len",
+    "context_length": "seq_len",
+    "max_seq_len": "seq_len",
+    "max_position_embeddings": "seq_len",
+    "rope_theta": "rope_base",
+    "initializer_range": "init_std",
+    "tie_word_embeddings": "tie_embeddings",
+    "n_experts": "num_experts",
+    "n_routed_experts": "num_experts",
+    "num_local_experts": "num_experts",
+    "experts_per_token": "top_k",
+    "num_experts_per_tok": "top_k",
+    "n_shared_experts": "num_shared_experts",
+    "expert_width": "d_expert",
+    "intermediate_size": "d_expert",
+    "moe_intermediate_size": "d_expert",
+    "d_ff": "dense_scale",
+    "hidden_act": "expert_kind",
+    "activation": "expert_kind",
+    "scoring_func": "router_score",
+    "score_func": "router_score",
+    "norm_topk_prob": "normalize_gates",
+    "aux_loss_coef": "load_balance_weight",
+    "aux_loss_weight": "load_balance_weight",
+    "router_aux_loss_coef": "load_balance_weight",
+    "load_balance_coeff": "load_balance_weight",
+    "z_loss": "router_z_weight",
+    "router_z_loss": "router_z_weight",
+    "router_z_loss_coef": "router_z_weight",
+}
