@@ -20,14 +20,18 @@ from db.store import Store
 class Lab:
     """One lab's folder, configuration and database. Threads may share a Lab: each gets a connection of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """Opens the lab, making the folder when it is new.
+
+        Args:
+            read_only: the database is only read, and may be a newer Blueberry's: columns are added, and never change.
 
         Raises:
             LabUnusableError: the folder cannot be made or written.
             SettingsError: the configuration cannot be used.
         """
         self.folder = folder.expanduser().absolute()
+        self.read_only = read_only
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in ("runs", "data", "logs", "locks", "domains"):
@@ -58,7 +62,7 @@ class Lab:
         """This thread's connection to the database."""
         store: Store | None = getattr(self._local, "store", None)
         if store is None:
-            store = self._local.store = Store(self.folder / "lab.db")
+            store = self._local.store = Store(self.folder / "lab.db", read_only=self.read_only)
 
         return store
 

@@ -14,7 +14,7 @@ import click
 from pydantic import BaseModel
 from rich.console import Console
 
-from db.errors import LabError
+from db.errors import LabError, NewerLabError
 from db.lab import Lab, lab_folder
 from server.arguments import ArgumentsError
 from server.follow import Watch
@@ -37,6 +37,15 @@ class Desk:
     def lab(self) -> Lab:
         """The lab, opened at first use."""
         return Lab(self.folder)
+
+    def open_to_read(self) -> Lab:
+        """The lab, also a newer Blueberry's: what made its runs may be older than what wrote it last."""
+        try:
+            self.lab.store.pending()
+        except NewerLabError:
+            self.lab = Lab(self.folder, read_only=True)
+
+        return self.lab
 
     def close(self) -> None:
         """Lets go of the lab."""

@@ -62,13 +62,14 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
     tokens, a CPU must give the same bits; otherwise scores must agree within the noise, and the verdict be the same.
     Exit code 0 only if it is reproduced.
     """
-    changes = changes_since(desk.lab, get_experiment(desk.lab.store, experiment), ended_pairs(desk.lab, experiment))
+    lab = desk.open_to_read()
+    changes = changes_since(lab, get_experiment(lab.store, experiment), ended_pairs(lab, experiment))
     if changes and not anyway:
         raise RefusedError(f"{'; '.join(changes)}. --anyway runs it all the same, and compares within the noise")
 
     adopt_orphans()
-    with _other_lab(desk.lab, experiment, into) as other:
-        reruns = queue_again(desk.lab, other, experiment, register(other))
+    with _other_lab(lab, experiment, into) as other:
+        reruns = queue_again(lab, other, experiment, register(other))
         desk.console.print(f"running {len(reruns)} runs of experiment {experiment} again in {other.folder}")
         start_runner(other)
         try:
@@ -80,7 +81,7 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
             stop_runners(other)
             kill_children()  # a mind process that was woken last would make a temporary folder anew
 
-        agreement = compare(desk.lab, other, experiment, reruns, changes)
+        agreement = compare(lab, other, experiment, reruns, changes)
 
     desk.console.print(_table(agreement))
     desk.console.print(agreement.sentence)

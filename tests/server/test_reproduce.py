@@ -188,6 +188,12 @@ def test_other_code_or_text_is_refused_and_named(lab: Lab, found: Experiment) ->
     assert "corpus 'mytext' is not known" in do(lab, "reproduce", "1").stderr
 
 
+def test_an_older_version_reads_a_lab_that_a_newer_one_wrote(lab: Lab, found: Experiment) -> None:
+    lab.store.insert("_sqlite_migrations", {"migration_set": "blueberry", "name": "m999_later", "applied_at": "now"})
+    assert "written by a newer Blueberry" in do(lab, "status").stderr
+    assert "the code of moe/ was c and here it is" in do(lab, "reproduce", "1").stderr
+
+
 def test_there_must_be_something_to_reproduce(lab: Lab) -> None:
     assert "there is no experiment 1" in do(lab, "reproduce", "1").stderr
     experiment = put_experiment(lab)
