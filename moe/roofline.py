@@ -98,10 +98,10 @@ The launch time is that of the host it was measured on, with PyTorch in eager mo
 RECOMPUTED = 4 / 3
 """What is computed twice in the forward pass costs a third more: the backward is two forwards."""
 
-KEPT_PASSES: Mapping[Precision, float] = {"fp32": 12.0, "fp16": 10.9}
+KEPT_PASSES: Mapping[Precision, float] = {"fp32": 11.8, "fp16": 14.0}
 """Bytes moved for each byte that autograd keeps: eager PyTorch reads and writes every intermediate (counted)."""
 
-WEIGHT_BYTES: Mapping[Precision, float] = {"fp32": 0.1, "fp16": 21.5}
+WEIGHT_BYTES: Mapping[Precision, float] = {"fp32": 0.5, "fp16": 18.1}
 """Bytes moved for each parameter and micro-batch: in fp16 casts there and back (counted)."""
 
 LOGIT_BYTES: Mapping[Precision, float] = {"fp32": 28.0, "fp16": 42.0}
@@ -111,10 +111,12 @@ softmax in place (8), the largest again (4), in fp16 scaled and cast back (8, 6)
 OPTIMIZER_BYTES: Mapping[Precision, float] = {"fp32": 40.0, "fp16": 48.0}
 """Bytes moved for each parameter and step: fused AdamW 28, the norm and clipping 12, unscaling 8."""
 
-MODEL_LAUNCHES: Mapping[Precision, float] = {"fp32": 95.0, "fp16": 60.0}
-LAYER_LAUNCHES: Mapping[Precision, float] = {"fp32": 109.0, "fp16": 169.0}
-EXPERT_LAUNCHES: Mapping[Precision, float] = {"fp32": 16.0, "fp16": 19.5}
-"""Kernels of a micro-batch, both ways: of the model around its layers, of a layer, of an expert (counted)."""
+MODEL_LAUNCHES: Mapping[Precision, float] = {"fp32": 87.0, "fp16": 92.0}
+LAYER_LAUNCHES: Mapping[Precision, float] = {"fp32": 75.0, "fp16": 90.0}
+EXPERT_LAUNCHES: Mapping[Precision, float] = {"fp32": 16.0, "fp16": 22.0}
+"""Kernels of a micro-batch, both ways: of the model around its layers, of a layer, of an expert (counted).
+
+A test counts again and fails where work_of() is off by more than a tenth."""
 
 
 def speed(config: Config, card: CardModel = T4) -> Speed:

@@ -70,6 +70,7 @@ def blueberry(folder: str | None) -> None:
 @click.option("--method", default="", help="What is changed, what stays equal.")
 @click.option("--source", help="Paper or document that it is from.")
 @knobs_option
+@click.option("--metric", help="What to judge by, such as benchmark_NAME of a text set; val_bpb by default.")
 @click.option("--equal-flops", is_flag=True, help="Compare at equal training FLOPs, not at equal tokens.")
 @click.option("--add-to-queue", is_flag=True, help="Also review them, and queue those that are approved.")
 def suggest(
@@ -83,6 +84,7 @@ def suggest(
     method: str,
     source: str | None,
     knobs: tuple[str, ...],
+    metric: str | None,
     equal_flops: bool,
     add_to_queue: bool,
 ) -> None:
@@ -91,7 +93,7 @@ def suggest(
     if title or hypothesis or knobs:
         values: dict[str, Any] = {"title": title, "hypothesis": hypothesis, "domain": domain, "focus_area": focus_area}
         values |= {"method": method, "source": source, "treatment": dict(map(read_knob, knobs))}
-        values |= {"equal_flops": equal_flops}
+        values |= {"metric": metric, "equal_flops": equal_flops}
         proposals = [_proposal({name: value for name, value in values.items() if value is not None})]
 
     answer = call(

@@ -113,6 +113,11 @@ def test_an_unknown_knob_fails_with_the_nearest(lab: Lab) -> None:
     result = do(lab, "suggest", *IDEA, "--set", "top_q=1")
     assert result.exit_code == 1
     assert "top_k" in result.stdout
+    by_code = do(lab, "suggest", *IDEA, "--set", "top_k=1", "--metric", "benchmark_code")
+    assert (by_code.exit_code, "'benchmark_code' is no metric to judge by; known: val_bpb" in by_code.stdout) == (
+        1,
+        True,
+    )
 
 
 def test_a_config_can_be_costed_before_anything_runs(lab: Lab) -> None:
