@@ -70,7 +70,8 @@ class Watch:
 
         if self.exploded >= PATIENCE:
             raise ExplodingGradientError(
-                f"gradient norm {norm:.2g}, {EXPLODED:.0f} times the usual {typical:.2g} for {PATIENCE} steps,", step
+                f"gradient norm {norm:.2g}, over {EXPLODED:.0f} times the usual {typical:.2g} for {PATIENCE} steps,",
+                step,
             )
 
         used_L = (load_LE > 0).sum(dim=1)
