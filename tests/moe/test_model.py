@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moe.config import Config, apply
+from moe.knobs import Value
 from moe.layers import Attention, rotary
 from moe.loss import sum_nats
 from moe.model import MoE
@@ -17,8 +18,20 @@ NANO = apply(PRESETS["nano"], {"seq_len": 32})
 
 
 @pytest.mark.parametrize("group", [1, 2])
-def test_gradients_are_equal_for_every_split_into_micro_batches(group: int) -> None:
-    config = apply(NANO, {"routing_group": group, "load_balance_weight": 1.0, "router_z_weight": 0.1})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"router_score": "sigmoid", "balance_bias_rate": 0.01, "num_shared_experts": 1},
+        {"capacity_factor": 0.5},
+        {"routing": "expert_choice"},
+        {"routing": "hash", "first_k_dense": 1},
+    ],
+    ids=str,
+)
+def test_gradients_are_equal_for_every_split_into_micro_batches(changes: dict[str, Value], group: int) -> None:
+    weights = {"load_balance_weight": 1.0, "router_z_weight": 0.1}
+    config = apply(NANO, {"routing_group": group, **weights, **changes})
     tokens, targets = _text(config)
     whole = _gradients(config, tokens, targets, config.batch_size)
     for size in range(group, config.batch_size, group):

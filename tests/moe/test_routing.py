@@ -141,6 +141,29 @@ def test_noise_is_a_function_of_seed_and_sequence() -> None:
     assert router_noise(NANO, seed=3, first=10, count=4) is None
 
 
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_noisy_logits_are_those_of_the_paper(score: str) -> None:
+    # arXiv:1701.06538, equations 3 to 5: x Wg + standard normal * softplus(x Wnoise), of which the top k stay.
+    config = apply(NANO, {"noisy_top_k": True, "router_score": score})
+    mixture = Mixture(config, layer=0).double()
+    for weights in mixture.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+
+    x, tokens, noise = torch.randn(1, 64, 32).double(), torch.zeros(1, 64, dtype=torch.long), _logits(64, 4)
+    logits = x[0] @ mixture.router.T + noise * torch.log1p(torch.exp(x[0] @ mixture.router_noise.T))
+    affinities = logits.softmax(dim=1) if score == "softmax" else logits.sigmoid()
+    best = affinities.topk(2, dim=1)
+    routing = mixture.route(x[0], tokens, torch.float64, noise)
+    assert isinstance(routing, TokenChoice)
+    assert torch.equal(routing.experts_NK, best.indices)
+    torch.testing.assert_close(routing.gates_NK, best.values / best.values.sum(dim=1, keepdim=True))
+
+    quiet = mixture.eval().route(x[0], tokens, torch.float64, None)
+    assert isinstance(quiet, TokenChoice)
+    assert torch.equal(quiet.experts_NK, (x[0] @ mixture.router.T).topk(2, dim=1).indices)
+    assert not torch.equal(quiet.experts_NK, routing.experts_NK)
+
+
 def test_noise_is_needed_only_while_training() -> None:
     config = apply(NANO, {"noisy_top_k": True})
     mixture = Mixture(config, layer=0)
