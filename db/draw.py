@@ -134,7 +134,7 @@ def draw_forest(rows: Sequence[Effect]) -> Markup | None:
     if reach <= 0.0:
         return None
 
-    labels, plot, texts, line, axis = 300, 340, 190, 26, 24
+    labels, plot, texts, line, axis = 250, 330, 190, 26, 24
     width, height = labels + plot + texts, line * len(rows) + axis
     middle = labels + plot / 2
 
@@ -166,7 +166,7 @@ def draw_forest(rows: Sequence[Effect]) -> Markup | None:
                 kind,
                 y,
                 f"{row.label}: effect {row.text}",
-                _shortened(row.label, 44),
+                _shortened(row.label, 37),
                 bar,
                 _mark(place(row.effect), row.effect / reach, 0.0),
                 width,

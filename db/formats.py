@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -24,8 +25,12 @@ def part(share: float) -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """A difference, with its sign."""
-    return "–" if value is None else f"{value:+,.{digits}f}".replace("-", "−")
+    """A difference, with its sign; one that is rounded to nothing has none."""
+    if value is None:
+        return "–"
+
+    text = f"{value:+,.{digits}f}".replace("-", "−")
+    return text if re.search("[1-9]", text) else text[1:]
 
 
 def places(deviation: float | None, value: float | None) -> int:

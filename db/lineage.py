@@ -13,7 +13,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from db.formats import plain, signed, span
+from db.formats import difference, plain, span
 from db.records import Record, Value
 from db.store import Store
 
@@ -59,7 +59,12 @@ class Step(Record):
     @property
     def expected(self) -> str:
         """The gain of the whole path to it, to expect in truth."""
-        return "baseline" if self.experiment_id is None else f"{signed(-self.gain)} val_bpb to expect in all"
+        return "baseline" if self.experiment_id is None else f"{self.in_all} val_bpb to expect in all"
+
+    @property
+    def in_all(self) -> str:
+        """The same, the number alone."""
+        return "–" if self.experiment_id is None else difference(-self.gain, self.noise)
 
 
 @dataclass(frozen=True, kw_only=True)

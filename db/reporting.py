@@ -117,7 +117,7 @@ class ReportedLab:
     ended: list[Ended]
     runs: dict[str, int]
     made_with: list[dict[str, Any]]
-    """hardware class, code and evaluator of completed training runs, and how many"""
+    """hardware class, code, evaluator and text of completed training runs, and how many"""
     cost: Cost
 
 
@@ -190,8 +190,9 @@ def read_lab(store: Store) -> ReportedLab:
         runs=tally(store, "runs"),
         made_with=store.rows(
             """
-            SELECT hardware_class, code, json_extract(score, '$.evaluator') AS evaluator, count(*) AS runs FROM runs
-            WHERE kind = 'train' AND status = 'completed' GROUP BY 1, 2, 3 ORDER BY runs DESC LIMIT 12
+            SELECT hardware_class, code, json_extract(score, '$.evaluator') AS evaluator,
+                   substr(json_extract(score, '$.corpus_sha256'), 1, 16) AS text, count(*) AS runs
+            FROM runs WHERE kind = 'train' AND status = 'completed' GROUP BY 1, 2, 3, 4 ORDER BY runs DESC LIMIT 12
             """
         ),
         cost=Cost(

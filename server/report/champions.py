@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from agents.wording import interaction
 from db.champions import Combination
-from db.formats import signed
 from db.lineage import Lineage, layout
 from db.reporting import ReportedLab
 from server.report.document import Block, Heading, Paragraph, Picture, Table
@@ -58,7 +57,7 @@ def _lineage(lineage: Lineage, number: int) -> Iterator[Block]:
                 "–" if spot.step.experiment_id is None else f"{spot.step.experiment_id} {spot.step.title}",
                 spot.step.verdict or "–",
                 spot.step.found,
-                "–" if spot.step.experiment_id is None else signed(-spot.step.gain),
+                spot.step.in_all,
             )
             for spot in layout(lineage.steps)
         ],

@@ -14,8 +14,8 @@ from db.records import Experiment, Run, Verdict
 from db.reporting import Reported
 from moe.config import KNOBS
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
-from server.report.methods import METHODS, error_control, made_with
-from server.report.numbers import cost, degrees, difference, e_value, effect_of, level, span
+from server.report.methods import METHODS, baseline_of, error_control, made_with
+from server.report.numbers import cost, degrees, difference, e_value, effect_of, guard_span, level, span
 
 
 def experiment_document(found: Reported) -> Document:
@@ -87,7 +87,8 @@ def _evidence(found: Reported, verdict: Verdict) -> Iterator[Block]:
         yield Picture(
             name="forest",
             svg=picture,
-            caption=f"Treatment less baseline, in {verdict.metric}; better is {better}. Shaded: one noise floor.",
+            caption=f"Treatment less baseline, in {verdict.metric}, with a 95 % interval; better is {better}. "
+            "Shaded: one noise floor.",
         )
 
     rows = [
@@ -112,8 +113,7 @@ def _evidence(found: Reported, verdict: Verdict) -> Iterator[Block]:
 
     if verdict.guard_effect is not None:
         margin = f"{found.experiment.guard_metric}, margin {found.experiment.guard_margin or 0.0:g}"
-        values = [difference(verdict, value) for value in (verdict.guard_effect, verdict.guard_low, verdict.guard_high)]
-        rows.append((f"guard: {margin}", f"{values[0]} [{values[1]}, {values[2]}]"))
+        rows.append((f"guard: {margin}", guard_span(verdict)))
 
     yield Table(columns=("evidence", verdict.metric), rows=rows, numbers=1)
 
@@ -137,7 +137,15 @@ def _sides(found: Reported, verdict: Verdict) -> Iterator[Block]:
     )
     sides = {"baseline": [pair.baseline for pair in found.alike], "treatment": [pair.treatment for pair in found.alike]}
     yield Table(
-        columns=("each run", f"mean {verdict.metric}", "parameters", "active", "FLOPs", "training", "tokens"),
+        columns=(
+            f"each run of the {_STAGES[verdict.stage or 'screen']}",
+            f"mean {verdict.metric}",
+            "parameters",
+            "active",
+            "FLOPs",
+            "training",
+            "tokens",
+        ),
         rows=[
             (
                 side,
@@ -153,7 +161,7 @@ def _sides(found: Reported, verdict: Verdict) -> Iterator[Block]:
         numbers=6,
     )
     equal = "equal training FLOPs" if experiment.equal_flops else "equal budget"
-    yield Paragraph(text=f"All else is preset {experiment.preset}, equal on both sides; {equal}. {experiment.method}")
+    yield Paragraph(text=f"All else is {baseline_of(experiment)}, on both sides; {equal}. {experiment.method}")
 
 
 def _curves(found: Reported) -> Iterator[Block]:

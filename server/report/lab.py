@@ -12,7 +12,7 @@ from moe.config import KNOBS
 from server.report.champions import champions
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
 from server.report.foretelling import foretelling
-from server.report.methods import METHODS, error_control
+from server.report.methods import METHODS, baselines, error_control, versions
 from server.report.numbers import cost, difference, e_value, effect_of, level, span
 
 IN_A_FOREST = 40
@@ -70,7 +70,7 @@ def summary(found: ReportedLab) -> str:
 def _findings(found: ReportedLab) -> Iterator[Block]:
     yield Paragraph(text=summary(found))
     yield error_control(found.families)
-    for line in found.lines:
+    for line in sorted(found.lines, key=_place):
         if line.verdict.verdict in ("improved", "improved but not causal"):
             yield Finding(word=line.verdict.said, sentence=f"{line.verdict.sentence} (experiment {line.experiment.id})")
 
@@ -82,7 +82,8 @@ def _forests(found: ReportedLab) -> Iterator[Block]:
             yield Picture(
                 name=f"forest-{metric}",
                 svg=picture,
-                caption=f"Treatment less baseline, in {metric}, best first, with intervals. Shaded: one noise floor.",
+                caption=f"Treatment less baseline, in {metric}, best first, with 95 % intervals. "
+                "Shaded: one noise floor.",
             )
 
 
@@ -91,17 +92,18 @@ def _table(found: ReportedLab) -> Iterator[Block]:
         return
 
     yield Heading(text="All experiments with a verdict")
-    for metric in dict.fromkeys(line.verdict.metric for line in found.lines):
+    lines = sorted(found.lines, key=_place)
+    for metric in dict.fromkeys(line.verdict.metric for line in lines):
         yield Table(
             columns=("#", "experiment", "change", "verdict", metric, "expected", "floor", "pairs", "e-value"),
-            rows=[_row(line) for line in found.lines if line.verdict.metric == metric],
+            rows=[_row(line) for line in lines if line.verdict.metric == metric],
             numbers=5,
         )
 
     yield Paragraph(
-        text="Effects are treatment less baseline. Expected: the effect to expect in truth. Floor: the noise floor, "
-        "the deviation of single runs over seeds. E-value: of what was claimed, otherwise that it is better, of what "
-        "that needs.",
+        text="Effects are treatment less baseline, with 95 % intervals. Expected: the effect to expect in truth. "
+        "Floor: the noise floor, the deviation of single runs over seeds, as it was known at the first look. E-value: "
+        "of what was claimed, otherwise that it is better, of what that needs.",
         quiet=True,
     )
     knobs = dict.fromkeys(knob for line in found.lines for knob in line.experiment.treatment if knob in KNOBS)
@@ -112,13 +114,22 @@ def _table(found: ReportedLab) -> Iterator[Block]:
         yield Table(columns=("#", "source of the idea"), rows=sources)
 
 
+def _place(line: Line) -> tuple[int, float]:
+    """Claims first, and of one word the largest gain."""
+    words = ("improved", "improved but not causal", "worse", "equivalent", "promising", "no evidence yet")
+    effect = line.verdict.effect or 0.0
+    word = words.index(line.verdict.said) if line.verdict.said in words else len(words)
+    return word, effect if line.experiment.direction == "lower" else -effect
+
+
 def _row(line: Line) -> tuple[str, ...]:
     experiment, verdict, hypothesis = line.experiment, line.verdict, line.hypothesis
     evidence = "–"
     if hypothesis is not None and hypothesis.claim is not None:
         evidence = e_value(getattr(hypothesis, hypothesis.claim))
     elif hypothesis is not None:
-        evidence = f"{e_value(hypothesis.improved)} of {e_value(verdict.needed)}"
+        looked = verdict.needed is not None
+        evidence = f"{e_value(hypothesis.improved)} of {e_value(verdict.needed)}" if looked else "not looked at yet"
 
     return (
         str(experiment.id),
@@ -173,11 +184,13 @@ def _method(found: ReportedLab) -> Iterator[Block]:
     yield Paragraph(text=METHODS)
     runs = ", ".join(f"{count} {status}" for status, count in found.runs.items()) or "none"
     yield Paragraph(text=f"Runs: {runs}. The lab has cost {cost(found.cost)}.")
-    yield Table(
-        columns=("hardware class, with torch", "code of moe/", "evaluator", "runs"),
-        rows=[
-            (item["hardware_class"], item["code"][:12], str(item["evaluator"]), str(item["runs"]))
-            for item in found.made_with
-        ],
-        numbers=1,
-    )
+    if found.lines:
+        yield baselines(found.lines)
+
+    yield from versions(found)
+    if found.lines:
+        seeds = sorted((line.experiment.id, ", ".join(map(str, line.verdict.seeds))) for line in found.lines)
+        yield Table(
+            columns=("#", "seeds of the pairs that the verdict rests on"), rows=[(str(key), of) for key, of in seeds]
+        )
+        yield Paragraph(text="Every pair with both of its scores: blueberry report ID.", quiet=True)

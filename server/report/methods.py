@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 from agents.discoveries import ALPHA
 from agents.wording import screened
-from db.records import Run
-from db.reporting import Family
-from moe.config import Config
+from db.formats import count, plain
+from db.records import Experiment, Run, Value
+from db.reporting import Family, Line, ReportedLab
+from moe.config import KNOBS, Config
 from moe.fingerprint import EVALUATOR_VERSION, code_hash, corpus_identity, split_pin
+from moe.presets import PRESETS
 from moe.texts import CorpusError
-from server.report.document import Paragraph, Table
+from server.report.document import Block, Paragraph, Table
 
 METHODS = (
     "Each experiment compares a treatment with a baseline in pairs of runs: equal seed, equal data order, equal budget "
-    f"unless it says otherwise, one hardware class. {screened('screen')} What is promising is registered, in an order "
-    f"that is never changed, and put to the test. {screened('confirm')} An e-value is evidence that keeps its meaning "
-    "however often one looks and whenever one stops; it is claimed when it reaches what the hypothesis needs, given "
-    "its place in the order and the claims before it (Fischer, Xu and Ramdas 2024, arXiv:2407.20683). A pair whose "
-    "treatment diverged counts at the worst bound; none is dropped. The expected effect is the observed one, drawn "
-    "toward what effects have been in its class, since what is picked for being large is on average smaller."
+    f"unless it says otherwise, one hardware class. {screened('screen')} What is promising, or was asked to be "
+    "confirmed in any case, is registered, in an order that is never changed, and put to the test. "
+    f"{screened('confirm')} An e-value is evidence that keeps its meaning however often one looks and whenever one "
+    "stops; it is claimed when it reaches what the hypothesis needs, given its place in the order and the claims "
+    "before it (Fischer, Xu and Ramdas 2024, arXiv:2407.20683). A loss of the guard metric beyond its margin makes a "
+    "verdict worse by a 95 % interval of its own, and is no such claim. A pair whose treatment diverged counts at the "
+    "worst bound; none is dropped. The expected effect is that of all pairs, screening and confirming, drawn toward "
+    "what effects have been in its class, since what is picked for being large is on average smaller."
 )
 
 
@@ -37,6 +41,59 @@ def error_control(families: Sequence[Family]) -> Paragraph:
     return Paragraph(
         text=f"{' '.join(sentences)} Of all that is claimed, at most {100 * ALPHA:.0f} % is false on average, for each "
         "of the three words by itself."
+    )
+
+
+def baseline_of(experiment: Experiment) -> str:
+    """The config that its treatment changes: the preset, and what is not as in it."""
+    preset = PRESETS.get(experiment.preset)
+    known = {} if preset is None else preset.model_dump()
+    machine = {name for name, knob in KNOBS.items() if knob.role == "machine"}
+    others = [
+        f"{name} {plain(value)}"
+        for name, value in experiment.baseline.items()
+        if name not in machine and known.get(name) != value
+    ]
+    return " with ".join([f"preset {experiment.preset}", *([", ".join(others)] if others else [])])
+
+
+def baselines(lines: Sequence[Line]) -> Table:
+    """What the experiments were compared with, and how large its runs were."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for line in sorted(lines, key=lambda line: line.experiment.id):
+        verdict, experiment = line.verdict, line.experiment
+        sizes = (verdict.baseline_parameters, verdict.baseline_active_parameters, verdict.baseline_flops)
+        text = split_pin(str(experiment.baseline.get("corpus", "–")))[0]
+        key = (baseline_of(experiment), text, tokens_of(experiment.baseline), *map(count, sizes))
+        groups.setdefault(key, []).append(str(experiment.id))
+
+    return Table(
+        columns=("baseline", "text", "of experiments", "tokens a run", "parameters", "active", "FLOPs a run"),
+        rows=[(key[0], key[1], ", ".join(experiments), *key[2:]) for key, experiments in groups.items()],
+        numbers=4,
+    )
+
+
+def tokens_of(config: Mapping[str, Value]) -> str:
+    """How much text a run of this config is trained on."""
+    tokens, seconds = config.get("budget_tokens"), config.get("budget_seconds")
+    return count(float(tokens)) if tokens is not None else "–" if seconds is None else f"as in {seconds} s"
+
+
+def versions(found: ReportedLab) -> Iterator[Block]:
+    """What the lab's runs were made with, and what writes this."""
+    yield Table(
+        columns=("hardware class, with torch", "code of moe/", "evaluator", "text as read, SHA-256", "runs"),
+        rows=[
+            (item["hardware_class"], item["code"][:12], *(str(item[name]) for name in ("evaluator", "text", "runs")))
+            for item in found.made_with
+        ],
+        numbers=1,
+    )
+    yield Paragraph(
+        text=f"Written by Blueberry {version('blueberry-lab')}, whose code of moe/ is {code_hash()[:12]} and whose "
+        f"evaluator is {EVALUATOR_VERSION}.",
+        quiet=True,
     )
 
 

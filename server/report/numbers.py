@@ -33,6 +33,13 @@ def span(verdict: Verdict) -> str:
     return text if verdict.share == 1.0 else f"{text} at {part(verdict.share)} of the budget"
 
 
+def guard_span(verdict: Verdict) -> str:
+    """What the guard metric lost, with its interval, from whose width its noise is told."""
+    low, high = verdict.guard_low, verdict.guard_high
+    deviation = None if low is None or high is None else (high - low) / 4.0 * math.sqrt(verdict.pairs)
+    return formats.span(verdict.guard_effect, low, high, deviation)
+
+
 def difference(verdict: Verdict, value: float | None) -> str:
     """A difference of the verdict's metric."""
     return formats.difference(value, verdict.noise)

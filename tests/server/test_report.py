@@ -118,6 +118,9 @@ def test_the_report_of_a_lab_names_what_was_not_claimed_and_what_diverged(found:
     assert "| 2 | Twice the rate | night | 2 | 3.2 | under 0.01 | 0.2 |" in text
     assert re.search(r"\| 5 \| pruned \| 1000003 \| 2 \| the loss was not finite at step 12 \|", text)
     assert f"> **improved.** {SENTENCE}" in text
+    assert re.search(r"\| preset nano( with .+)? \| .+ \| 1 \| .+ \| 41.4k \| – \| 7.9G \|", text)
+    assert "| 1 | 1, 2 |" in text  # the seeds of experiment 1
+    assert "Written by Blueberry" in text
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(found: Lab) -> None:
