@@ -51,7 +51,7 @@ def _(
 @torch.library.custom_op("blueberry::mix", mutates_args=())
 def mix_op(
     x_ND: Tensor,
-    gate_R: Tensor,
+    gate_A: Tensor,
     w_in: Tensor,
     w_out: Tensor,
     token_R: Tensor,
@@ -63,13 +63,13 @@ def mix_op(
 ) -> tuple[Tensor, Tensor]:
     """moe.dispatch.compute()."""
     slots = Slots(token_R, slot_A, bag_N, rows_E)
-    return compute(x_ND, gate_R, w_in, w_out, slots, cast("ExpertKind", kind), keep)
+    return compute(x_ND, gate_A, w_in, w_out, slots, cast("ExpertKind", kind), keep)
 
 
 @mix_op.register_fake
 def _(
     x_ND: Tensor,
-    gate_R: Tensor,
+    gate_A: Tensor,
     w_in: Tensor,
     w_out: Tensor,
     token_R: Tensor,
@@ -86,7 +86,7 @@ def _(
 def gradients_op(
     grad_ND: Tensor,
     x_ND: Tensor,
-    gate_R: Tensor,
+    gate_A: Tensor,
     w_in: Tensor,
     w_out: Tensor,
     hidden_RG: Tensor,
@@ -98,14 +98,14 @@ def gradients_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """moe.dispatch.gradients()."""
     slots = Slots(token_R, slot_A, bag_N, rows_E)
-    return gradients(grad_ND, x_ND, gate_R, w_in, w_out, hidden_RG, slots, cast("ExpertKind", kind))
+    return gradients(grad_ND, x_ND, gate_A, w_in, w_out, hidden_RG, slots, cast("ExpertKind", kind))
 
 
 @gradients_op.register_fake
 def _(
     grad_ND: Tensor,
     x_ND: Tensor,
-    gate_R: Tensor,
+    gate_A: Tensor,
     w_in: Tensor,
     w_out: Tensor,
     hidden_RG: Tensor,
@@ -115,12 +115,12 @@ def _(
     rows_E: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_ND), torch.empty_like(gate_R), torch.empty_like(w_in), torch.empty_like(w_out)
+    return torch.empty_like(x_ND), torch.empty_like(gate_A), torch.empty_like(w_in), torch.empty_like(w_out)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_ND, gate_R, w_in, w_out, *slots, kind, _ = inputs
-    ctx.save_for_backward(x_ND, gate_R, w_in, w_out, output[1], *slots)
+    x_ND, gate_A, w_in, w_out, *slots, kind, _ = inputs
+    ctx.save_for_backward(x_ND, gate_A, w_in, w_out, output[1], *slots)
     ctx.kind = kind
     ctx.set_materialize_grads(False)  # nobody differentiates the hidden layer
 

@@ -15,11 +15,10 @@ experts and r rows of a part of them, I inputs and O outputs of a product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -33,10 +32,10 @@ experts take .79 of the time of one after another), few enough to stay near the 
 take equally long, and experts that are larger by themselves do so anyway."""
 
 
-def mix(x_ND: Tensor, gate_R: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind) -> Tensor:
-    """Sum of each token's experts, weighted by the gates of its rows. `gate_R` has R + 1 entries, the last one 0."""
+def mix(x_ND: Tensor, gate_A: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind) -> Tensor:
+    """Sum of each token's experts, weighted by `gate_A`, in the order of slot_A: 0 where that has no row."""
     y_ND: Tensor = _Mix.apply(  # type: ignore[no-untyped-call]
-        x_ND, gate_R, w_in, w_out, slots, kind, torch.is_grad_enabled()
+        x_ND, gate_A, w_in, w_out, slots, kind, torch.is_grad_enabled()
     )
     return y_ND
 
@@ -46,7 +45,7 @@ class _Mix(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_ND: Tensor,
-        gate_R: Tensor,
+        gate_A: Tensor,
         w_in: Tensor,
         w_out: Tensor,
         slots: Slots,
@@ -54,9 +53,9 @@ class _Mix(torch.autograd.Function):
         grad_enabled: bool,
     ) -> Tensor:
         keep = grad_enabled and any(ctx.needs_input_grad)
-        y_ND, hidden_RG = compute(x_ND, gate_R, w_in, w_out, slots, kind, keep)
+        y_ND, hidden_RG = compute(x_ND, gate_A, w_in, w_out, slots, kind, keep)
         if keep:
-            ctx.save_for_backward(x_ND, gate_R, w_in, w_out, hidden_RG, *slots)
+            ctx.save_for_backward(x_ND, gate_A, w_in, w_out, hidden_RG, *slots)
             ctx.kind = kind
 
         return y_ND
@@ -64,59 +63,70 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, gate_R, w_in, w_out, hidden_RG, *slots = ctx.saved_tensors
-        return *gradients(grad_ND, x_ND, gate_R, w_in, w_out, hidden_RG, Slots(*slots), ctx.kind), None, None, None
+        x_ND, gate_A, w_in, w_out, hidden_RG, *slots = ctx.saved_tensors
+        return *gradients(grad_ND, x_ND, gate_A, w_in, w_out, hidden_RG, Slots(*slots), ctx.kind), None, None, None
 
 
 def compute(
-    x_ND: Tensor, gate_R: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind, keep: bool
+    x_ND: Tensor, gate_A: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """The mixture [N, D] and, to `keep`, the hidden layer [R, G] before the activation (otherwise empty)."""
     dtype, n_rows = x_ND.dtype, len(slots.token_R)
     hidden_RG = x_ND.new_empty(n_rows if keep else 0, w_in.shape[1])
     y_RD = _room_for_rows(x_ND, n_rows)
-    x_ND = _with_zero_row(x_ND)
-    for experts, rows, sizes in _parts(slots, w_in):
+
+    def work(part: _Part) -> None:
+        experts, rows, sizes = part
+        in_eGD, out_eDF = _cast([w_in[experts], w_out[experts]], dtype)
         x_rD = x_ND.index_select(0, slots.token_R[rows])
         hidden_rG = hidden_RG[rows] if keep else x_ND.new_empty(len(x_rD), w_in.shape[1])
-        _multiply(x_rD, w_in[experts].to(dtype).mT, hidden_rG, sizes)
-        _multiply(activate(hidden_rG, kind), w_out[experts].to(dtype).mT, y_RD[rows], sizes)
+        _multiply(x_rD, in_eGD.mT, hidden_rG, sizes)
+        _multiply(activate(hidden_rG, kind), out_eDF.mT, y_RD[rows], sizes)
 
-    weight_A = gate_R.to(dtype).index_select(0, slots.slot_A)
-    return _sum_bags(y_RD, slots, weight_A), hidden_RG
+    _for_each_part(work, slots, w_in)
+    return _sum_bags(y_RD, slots, gate_A.to(dtype)), hidden_RG
 
 
 def gradients(
     grad_ND: Tensor,
     x_ND: Tensor,
-    gate_R: Tensor,
+    gate_A: Tensor,
     w_in: Tensor,
     w_out: Tensor,
     hidden_RG: Tensor,
     slots: Slots,
     kind: ExpertKind,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of x_ND, gate_R, w_in and w_out, for the gradient `grad_ND` of the mixture."""
+    """Of x_ND, gate_A, w_in and w_out, for the gradient `grad_ND` of the mixture."""
     dtype, n_rows = x_ND.dtype, len(slots.token_R)
     grad_x_RD = _room_for_rows(x_ND, n_rows)
-    grad_gate_R = torch.empty_like(gate_R)
+    gate_R1 = x_ND.new_zeros(n_rows + 1).scatter_(0, slots.slot_A, gate_A.to(dtype))[:, None]
+    grad_gate_R = gate_A.new_empty(n_rows + 1)
     grad_gate_R[n_rows].zero_()
     grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
-    x_ND, grad_ND, gate_R1 = _with_zero_row(x_ND), _with_zero_row(grad_ND), gate_R.to(dtype)[:, None]
-    for experts, rows, sizes in _parts(slots, w_in):
+    casts = w_in.dtype != dtype
+
+    def work(part: _Part) -> None:
+        experts, rows, sizes = part
         token_r, gate_r1, hidden_rG = slots.token_R[rows], gate_R1[rows], hidden_RG[rows]
+        in_eGD, out_eDF = _cast([w_in[experts], w_out[experts]], dtype)
+        grads = [grad_w_in[experts], grad_w_out[experts]]
+        grad_in_eGD, grad_out_eDF = [torch.empty_like(grad, dtype=dtype) for grad in grads] if casts else grads
         grad_y_rD = grad_ND.index_select(0, token_r)
         activated = activate_with_inner(hidden_rG, kind)
         grad_act_rF = torch.empty_like(activated.value)
-        _multiply(grad_y_rD, w_out[experts].to(dtype), grad_act_rF, sizes)
-        torch.sum(activated.value * grad_act_rF, dim=-1, dtype=gate_R.dtype, out=grad_gate_R[rows])
+        _multiply(grad_y_rD, out_eDF, grad_act_rF, sizes)
+        torch.sum(activated.value * grad_act_rF, dim=-1, dtype=gate_A.dtype, out=grad_gate_R[rows])
         grad_act_rF.mul_(gate_r1)
-        _multiply_experts(grad_y_rD.mul_(gate_r1), activated.value, grad_w_out[experts], sizes)
+        _multiply_experts(grad_y_rD.mul_(gate_r1), activated.value, grad_out_eDF, sizes)
         grad_hidden_rG = differentiate(grad_act_rF, hidden_rG, activated.inner, kind)
-        _multiply_experts(grad_hidden_rG, x_ND.index_select(0, token_r), grad_w_in[experts], sizes)
-        _multiply(grad_hidden_rG, w_in[experts].to(dtype), grad_x_RD[rows], sizes)
+        _multiply_experts(grad_hidden_rG, x_ND.index_select(0, token_r), grad_in_eGD, sizes)
+        _multiply(grad_hidden_rG, in_eGD, grad_x_RD[rows], sizes)
+        if casts:
+            torch._foreach_copy_(grads, [grad_in_eGD, grad_out_eDF])
 
-    return _sum_bags(grad_x_RD, slots, None), grad_gate_R, grad_w_in, grad_w_out
+    _for_each_part(work, slots, w_in)
+    return _sum_bags(grad_x_RD, slots, None), grad_gate_R.index_select(0, slots.slot_A), grad_w_in, grad_w_out
 
 
 class _Part(NamedTuple):
@@ -125,6 +135,11 @@ class _Part(NamedTuple):
     experts: slice
     rows: slice
     sizes: list[int] | None
+
+
+def _for_each_part(work: Callable[[_Part], None], slots: Slots, w_in: Tensor) -> None:
+    for part in _parts(slots, w_in):
+        work(part)
 
 
 def _parts(slots: Slots, w_in: Tensor) -> Iterator[_Part]:
@@ -159,15 +174,21 @@ def _multiply(a_rI: Tensor, b_eIO: Tensor, out_rO: Tensor, sizes: list[int] | No
 
 def _multiply_experts(a_rO: Tensor, b_rI: Tensor, out_eOI: Tensor, sizes: list[int] | None) -> None:
     """Sums over each expert's rows of the outer products: a gradient of its matrix."""
-    low_eOI = out_eOI if out_eOI.dtype == a_rO.dtype else torch.empty_like(out_eOI, dtype=a_rO.dtype)
     if sizes is None:
-        torch.bmm(_by_expert(a_rO, len(out_eOI)).mT, _by_expert(b_rI, len(out_eOI)), out=low_eOI)
-    else:
-        for a, b, low in zip(torch.split(a_rO, sizes), torch.split(b_rI, sizes), low_eOI.unbind(), strict=True):
-            torch.mm(a.mT, b, out=low)
+        torch.bmm(_by_expert(a_rO, len(out_eOI)).mT, _by_expert(b_rI, len(out_eOI)), out=out_eOI)
+        return
 
-    if low_eOI is not out_eOI:
-        out_eOI.copy_(low_eOI)
+    for a, b, out in zip(torch.split(a_rO, sizes), torch.split(b_rI, sizes), out_eOI.unbind(), strict=True):
+        torch.mm(a.mT, b, out=out)
+
+
+def _cast(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    if stacks[0].dtype == dtype:
+        return stacks
+
+    low = [torch.empty_like(stack, dtype=dtype) for stack in stacks]
+    torch._foreach_copy_(low, stacks)
+    return low
 
 
 def _by_expert(rows_rI: Tensor, n_experts: int) -> Tensor:
@@ -179,11 +200,6 @@ def _room_for_rows(x_ND: Tensor, n_rows: int) -> Tensor:
     y_RD = x_ND.new_empty(n_rows + 1, x_ND.shape[1])
     y_RD[n_rows].zero_()
     return y_RD
-
-
-def _with_zero_row(x_ND: Tensor) -> Tensor:
-    # For rows without a token. Some other token's values would do as well, being weighted by 0, if they were finite.
-    return F.pad(x_ND, (0, 0, 0, 1))
 
 
 def _sum_bags(y_RD: Tensor, slots: Slots, weight_A: Tensor | None) -> Tensor:

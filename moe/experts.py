@@ -9,7 +9,6 @@ N tokens, K experts a token, E experts, C tokens that an expert takes, D d_model
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.compiled import arrange_op, mix_op
@@ -47,17 +46,17 @@ class Experts(nn.Module):
         else:
             layout = arrange(experts_NK, load_E, path=self.path, slots=slots, d_model=d, d_expert=f, dtype=x_ND.dtype)
 
-        gate_R = gates_NK.new_zeros(layout.token_R.shape[0] + 1).scatter(0, layout.slot_A, gates_NK.flatten())
-        return self._mix(x_ND, gate_R, layout)
+        return self._mix(x_ND, gates_NK.flatten(), layout)
 
     def forward_chosen(self, x_ND: Tensor, tokens_EC: Tensor, gates_EC: Tensor) -> Tensor:
         """Expert choice: sum over the experts that took a token, weighted by their gates."""
-        return self._mix(x_ND, F.pad(gates_EC.flatten(), (0, 1)), arrange_chosen(tokens_EC, len(x_ND)))
+        layout = arrange_chosen(tokens_EC, len(x_ND))
+        return self._mix(x_ND, gates_EC.flatten().gather(0, layout.slot_A), layout)
 
-    def _mix(self, x_ND: Tensor, gate_R: Tensor, layout: Slots) -> Tensor:
+    def _mix(self, x_ND: Tensor, gate_A: Tensor, layout: Slots) -> Tensor:
         if torch.compiler.is_compiling():
             keep = torch.is_grad_enabled()
-            y_ND: Tensor = mix_op(x_ND, gate_R, self.w_in, self.w_out, *layout, self.kind, keep)[0]
+            y_ND: Tensor = mix_op(x_ND, gate_A, self.w_in, self.w_out, *layout, self.kind, keep)[0]
             return y_ND
 
-        return mix(x_ND, gate_R, self.w_in, self.w_out, layout, self.kind)
+        return mix(x_ND, gate_A, self.w_in, self.w_out, layout, self.kind)

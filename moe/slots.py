@@ -1,8 +1,8 @@
 """Where each assignment of a token to an expert is computed: a row of its own, expert after expert.
 
 Two layouts. *Loop*: an expert has as many rows as it has tokens, known from one host sync, and is computed by itself.
-*Padded*: all experts have equally many rows, so that they are computed together; rows without a token compute a row of
-zeros. With a capacity, the padded layout needs no sync.
+*Padded*: all experts have equally many rows, so that they are computed together, some rows for nobody. With a
+capacity, the padded layout needs no sync.
 
 N tokens, K experts a token, A = N * K assignments, E experts, R rows.
 """
@@ -10,6 +10,7 @@ N tokens, K experts a token, A = N * K assignments, E experts, R rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -49,9 +50,9 @@ ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", 
 class Slots(NamedTuple):
     """Rows and who sits in them.
 
-    `token_R`: the token that each row computes, N for none. `slot_A`: token by token, the rows whose results it sums; R
-    stands for nothing (a dropped assignment). `bag_N`: where each token's part of slot_A begins. `rows_E`: each
-    expert's rows, on the host; empty if all experts have R / E.
+    `token_R`: the token that each row computes; in those that nobody reads, one that was not dropped. `slot_A`: token
+    by token, the rows whose results it sums; R stands for nothing (a dropped assignment). `bag_N`: where each token's
+    part of slot_A begins. `rows_E`: each expert's rows, on the host; empty if all experts have R / E.
     """
 
     token_R: Tensor
@@ -111,34 +112,32 @@ def arrange(
             threads=torch.get_num_threads(),
         )
 
-    if path == "padded":
-        rows: list[int] = []
-        size = max(loads) if loads is not None else slots or 0
-        n_rows = n_experts * size
-        first_row_E = torch.arange(0, n_rows, size, device=device) if size else torch.zeros_like(load_E)
-    elif loads is None:
-        raise ValueError("the loop reads the loads; with a capacity the layout on this device is padded")
+    if loads is None:
+        if path != "padded":
+            raise ValueError("the loop reads the loads; with a capacity the layout on this device is padded")
+
+        assert slots is not None
+        n_rows = n_experts * slots
+        shift_E = torch.arange(0, n_rows + 1, slots, device=device) - F.pad(load_E, (1, 0)).cumsum(0)
     else:
         multiple = ROW_MULTIPLE.get((device.type, dtype), 1)
-        rows = [-(-load // multiple) * multiple for load in loads]
+        rows = [max(loads) if path == "padded" else -(-load // multiple) * multiple for load in loads]
         n_rows = sum(rows)
-        rows_E = (load_E + multiple - 1) // multiple * multiple
-        first_row_E = rows_E.cumsum(0) - rows_E
+        firsts = zip(accumulate(rows, initial=0), accumulate(loads, initial=0), strict=True)
+        shift_E = torch.tensor([row - place for row, place in firsts], device=device)
 
+    # The last shift is for what was dropped, as expert E, and has no row but R.
     expert_A, order_A = experts_NK.flatten().sort(stable=True)
-    shift_E = first_row_E - (load_E.cumsum(0) - load_E)
-    if slots is not None:  # what was dropped, as expert E, goes to row R
-        shift_E = F.pad(shift_E, (0, 1), value=n_rows)
-
+    token_A = order_A // top_k
     row_A = torch.arange(len(order_A), device=device) + shift_E[expert_A]
     if slots is not None:
         row_A.clamp_(max=n_rows)
 
     return Slots(
-        token_R=order_A.new_full((n_rows + 1,), n_tokens).scatter_(0, row_A, order_A // top_k)[:n_rows],
+        token_R=token_A[:1].expand(n_rows + 1).clone().scatter_(0, row_A, token_A)[:n_rows],
         slot_A=torch.empty_like(order_A).scatter_(0, order_A, row_A),
         bag_N=torch.arange(0, len(order_A), top_k, device=device),
-        rows_E=torch.tensor(rows, dtype=torch.long),
+        rows_E=torch.tensor([] if path == "padded" else rows, dtype=torch.long),
     )
 
 

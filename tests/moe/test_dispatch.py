@@ -86,7 +86,7 @@ def make_layer(experts: Experts, top_k: int = 2, capacity: float = 0.0) -> Calla
     return layer
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 45), (torch.bfloat16, 55)], ids=str)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 38), (torch.bfloat16, 44)], ids=str)
 def test_padded_experts_take_few_kernels_and_one_sync(dtype: torch.dtype, most: int) -> None:
     experts = make_experts(expert_kind="mlp")
     experts.path = "padded"
@@ -102,8 +102,12 @@ def test_padded_experts_take_few_kernels_and_one_sync(dtype: torch.dtype, most: 
     assert syncs.count == 1
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 60), (torch.bfloat16, 70)], ids=str)
-def test_a_whole_layer_takes_few_kernels_and_one_sync(dtype: torch.dtype, most: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "capacity", "most"),
+    [(torch.float32, 0.0, 52), (torch.bfloat16, 0.0, 59), (torch.float32, 1.25, 66), (torch.bfloat16, 1.25, 73)],
+    ids=str,
+)
+def test_a_whole_layer_takes_few_kernels_and_one_sync(dtype: torch.dtype, capacity: float, most: int) -> None:
     # Router, routing, experts and, shared by all layers, the routers' losses. Low precision casts weights and back.
     n_layers = 6
     experts = [make_experts(expert_kind="mlp") for _ in range(n_layers)]
@@ -114,16 +118,21 @@ def test_a_whole_layer_takes_few_kernels_and_one_sync(dtype: torch.dtype, most: 
         for layer, router in zip(experts, routers, strict=True):
             layer.path = "padded"
             routing = choose_experts(
-                F.linear(y.float(), router), top_k=2, normalize_gates=True, tokens_per_group=16, seq_len=16
+                F.linear(y.float(), router),
+                top_k=2,
+                normalize_gates=True,
+                tokens_per_group=16,
+                seq_len=16,
+                capacity_factor=capacity,
             )
-            y = layer(y, routing.gates_NK, routing.experts_NK, routing.kept_E)
+            y = layer(y, routing.gates_NK, routing.experts_NK, routing.kept_E, routing.slots)
             routings.append(routing)
 
         losses = losses_of(routings)
         torch.autograd.backward(y.sum() + losses.balance_L.sum() + losses.z_L.sum())
 
     assert launches.count / n_layers <= most
-    assert syncs.count == n_layers
+    assert syncs.count == n_layers  # off the CPU a capacity needs none, see below
 
 
 def test_with_a_capacity_no_value_is_read_off_the_cpu() -> None:
