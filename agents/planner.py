@@ -255,7 +255,8 @@ def _notes(lab: Lab, experiment: Experiment, runner: Runner, seconds: float | No
         notes.append(f"the treatment uses {ratio:.2f} times the baseline's training FLOPs a token")
 
     if ours.micro_batch_size != treatment.micro_batch_size:
-        notes.append(f"refitted to micro-batches of {ours.micro_batch_size} sequences; the gradients are the same")
+        how = "refitted to" if ours.processes == 1 else f"dealt out to {ours.processes} processes in"
+        notes.append(f"{how} micro-batches of {ours.micro_batch_size} sequences; the gradients are the same")
 
     if (text_set := text_set_of(experiment.metric)) is not None:
         notes.append(f"judged by the whole text set {text_set!r} in both stages: nothing of it is sealed")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch
 from moe.accounting import checkpoint_bytes, weights_bytes
 from moe.checkpoint import Checkpoints
 from moe.config import Config, apply
+from moe.data import prepare
 from moe.evaluate import evaluate
+from moe.knobs import Value
 from moe.presets import PRESETS
 from moe.rundir import Request, read_request, run_in
-from moe.train import train
+from moe.train import Trainer, train
 
 MakeRun = Callable[..., Path]
 STEPS = 80
@@ -77,6 +80,34 @@ def test_resumed_run_is_bit_for_bit_the_whole_one(make_run: MakeRun, killed: Pat
     assert _json(run / "train.json")["steps"] == STEPS
     assert _even_points(run) == _even_points(whole)
     assert _points(run, step) == _points(killed, step)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "muon", "ema_decay": 0.9},
+        {"precision": "bf16", "noisy_top_k": True, "capacity_factor": 1.0, "balance_bias_rate": 0.01},
+        {"batch_doublings": 1, "length_doublings": 1, "schedule": "wsd"},
+        {"routing": "expert_choice", "routing_group": 2},
+    ],
+    ids=str,
+)
+def test_a_state_is_all_that_training_goes_on_from(data_dir: Path, changes: dict[str, Value]) -> None:
+    config = apply(LONG, {"budget_tokens": 512 * 8, "progress_evals": 4} | changes)
+    request = Request(kind="train", config=config, seed=0, device="cpu", threads=1, data_dir=data_dir)
+    whole, resumed = (Trainer(request, prepare(config, data_dir), torch.device("cpu")) for _ in range(2))
+    points = whole.run(signals=["every step"])
+    for _ in range(5):
+        next(points)
+
+    kept = BytesIO()
+    torch.save(whole.state(), kept)
+    kept.seek(0)
+    resumed.restore(torch.load(kept, weights_only=True))
+    values = [[point["values"] | {"tokens_per_second": None} for point in rest] for rest in (points, resumed.run())]
+    assert values[0] == values[1] != []
+    pairs = zip(whole.scored_model.state_dict().values(), resumed.scored_model.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
 
 
 def test_files_are_as_large_as_accounted_for(killed: Path, whole: Path) -> None:
