@@ -310,6 +310,7 @@ class _Judgement:
             deviation=self.noise.sd if self.noise else None,
             guard_deviation=self.guard_noise.sd if self.guard_noise else None,
             flops_ratio=ours.flops_per_token / theirs.flops_per_token,
+            parameters_ratio=our_model.parameters / their_model.parameters,
             pace=pace(seconds) if self.stage == "confirm" else None,
             causal=(baseline.causal, treatment.causal),
             beside=self._beside(weighed),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.special import stdtrit
+from agents.student import quantile
 
 LEAST = 1.1
 """A smaller ratio is not worth a word, however clear it is."""
@@ -42,9 +42,5 @@ def pace(pairs: Sequence[tuple[float, float]]) -> Pace | None:
     if len(logs) < 2:
         return None
 
-    mean, half = fmean(logs), stdev(logs) / math.sqrt(len(logs)) * _quantile(len(logs) - 1)
+    mean, half = fmean(logs), stdev(logs) / math.sqrt(len(logs)) * quantile(len(logs) - 1, (1.0 + _CONFIDENCE) / 2.0)
     return Pace(ratio=math.exp(mean), low=math.exp(max(mean - half, -700.0)), high=math.exp(min(mean + half, 700.0)))
-
-
-def _quantile(df: int) -> float:
-    return float(stdtrit(df, (1.0 + _CONFIDENCE) / 2.0))

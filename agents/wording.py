@@ -43,6 +43,7 @@ class Found:
     deviation: float | None
     guard_deviation: float | None
     flops_ratio: float
+    parameters_ratio: float
     pace: Pace | None
     causal: tuple[bool, bool]
     beside: str | None = None
@@ -100,6 +101,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         text += (
             f", and takes {found.pace.ratio:.2g} [{found.pace.low:.2g}, {found.pace.high:.2g}] times as long to train"
         )
+
+    if abs(found.parameters_ratio - 1.0) > 0.02:
+        text += f", with {found.parameters_ratio:.2f} times the parameters"
 
     if found.guard is not None:
         text += f"; {_guard_fact(experiment, found, *found.guard)}"

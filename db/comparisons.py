@@ -38,6 +38,16 @@ class Pair(BaseModel):
     baseline: Run | None
     treatment: Run | None
 
+    def difference(self, metric: str) -> float | None:
+        """treatment - baseline; None while a side has no score by that metric."""
+        base, treated = score_of(self.baseline, metric), score_of(self.treatment, metric)
+        return None if base is None or treated is None else treated - base
+
+
+def score_of(run: Run | None, metric: str) -> float | None:
+    """What a run has scored by a metric; None without."""
+    return run.score.get(metric) if run is not None and run.score else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:

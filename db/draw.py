@@ -9,7 +9,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from db.formats import count
+from db.formats import count, cut
 from db.queries import CurvePoint
 
 STYLES = Path(__file__).with_name("pictures.css")
@@ -166,7 +166,7 @@ def draw_forest(rows: Sequence[Effect]) -> Markup | None:
                 kind,
                 y,
                 f"{row.label}: effect {row.text}",
-                _shortened(row.label, 37),
+                cut(row.label, 37),
                 bar,
                 _mark(place(row.effect), row.effect / reach, 0.0),
                 width,
@@ -184,10 +184,6 @@ def draw_forest(rows: Sequence[Effect]) -> Markup | None:
         )
 
     return Markup("").join([*parts, Markup("</svg>")])
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def _tick(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from db.comparisons import Pair, pairs
 from db.curves import completed_curve
-from db.records import Experiment, Run
+from db.records import Experiment
 from db.store import Store
 
 NEWEST = 200
@@ -62,7 +62,7 @@ def read_foretold(store: Store) -> list[Foretold]:
 
 
 def _of(store: Store, word: str, experiment: Experiment, curve_of: Callable[[int], Curve]) -> Iterator[Foretold]:
-    found = [pair for pair in pairs(store, experiment.id) if _difference(pair, experiment.metric) is not None]
+    found = [pair for pair in pairs(store, experiment.id) if pair.difference(experiment.metric) is not None]
     whole = [pair for pair in found if experiment.share_in(pair.stage) == 1.0]
     short = [pair for pair in found if experiment.share_in(pair.stage) < 1.0]
     if not whole:
@@ -108,13 +108,4 @@ def _gaps(pair: Pair, curve_of: Callable[[int], Curve]) -> list[float]:
 
 
 def _mean(found: Sequence[Pair], metric: str) -> float:
-    return fmean(gap for pair in found if (gap := _difference(pair, metric)) is not None)
-
-
-def _difference(pair: Pair, metric: str) -> float | None:
-    base, treated = _score(pair.baseline, metric), _score(pair.treatment, metric)
-    return None if base is None or treated is None else treated - base
-
-
-def _score(run: Run | None, metric: str) -> float | None:
-    return run.score.get(metric) if run is not None and run.status == "completed" and run.score else None
+    return fmean(gap for pair in found if (gap := pair.difference(metric)) is not None)

@@ -13,6 +13,11 @@ from typing import Any
 from markupsafe import Markup
 
 
+def cut(text: str, length: int) -> str:
+    """`text`, or its beginning and a mark that it goes on."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A measured value with so many decimals; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -10,6 +10,7 @@ from db.cards import run_kwh
 from db.champions import list_champions
 from db.clock import utc_now
 from db.experiments import get_experiment, latest_review, latest_verdict, list_experiments, list_insights
+from db.formats import cut
 from db.lab import Lab
 from db.order import head_of_line, place_of
 from db.queries import curve, lineage, metric_names, overview, runs_of_experiment
@@ -28,7 +29,6 @@ from server.views import (
     View,
     champion_view,
     curve_points,
-    cut,
     experiment_line,
     place_line,
     plain_run_line,

@@ -11,14 +11,13 @@ from rich.table import Table
 from agents.hands import target_runner
 from agents.pairs import shortened
 from agents.preflight import Preflight, base_of, preflight
-from db.formats import part
+from db.formats import cut, part
 from db.lab import Lab
 from db.records import Runner
 from moe.config import Config, ConfigError, apply
 from moe.presets import PRESETS
 from moe.roofline import speed
 from server.desk import FAILED, Desk
-from server.views import cut
 
 knobs_option = click.option(
     "--set", "knobs", multiple=True, metavar="KNOB=VALUE", help="One config override; may be repeated."

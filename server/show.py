@@ -321,7 +321,7 @@ def _experiment(view: ExperimentView) -> list[RenderableType]:
     if view.verdict:
         verdict = view.verdict
         parts.append(Text.assemble("verdict: ", word(verdict.verdict), f" {interval(verdict)}, {verdict.pairs} pairs"))
-        parts.append(Text(verdict.sentence + (f" {verdict.reason}" if verdict.reason else "")))
+        parts.append(Text(verdict.sentence))
         parts.append(Text(f"cost: {duration(verdict.cost_seconds)}, energy {energy(verdict.cost_kwh)}"))
 
     return [*parts, _run_table(view.runs)] if view.runs else parts

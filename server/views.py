@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.hands import is_alive, state_of
 from db.experiments import latest_review, latest_verdict
-from db.formats import places
+from db.formats import cut, places
 from db.lab import Lab
 from db.order import Place
 from db.queries import CurvePoint, RunProgress
@@ -204,11 +204,6 @@ class StillWorking(View):
     task_id: int
     kind: str
     status: Literal["queued", "running"]
-
-
-def cut(text: str, length: int) -> str:
-    """`text`, or its beginning and a mark that it goes on."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def rounded(value: float | None, digits: int = 6) -> float | None:

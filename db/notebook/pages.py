@@ -227,19 +227,14 @@ def _seed_result(store: Store, experiment: Experiment, pair: comparisons.Pair) -
         )
         for metric in CURVES
     ]
-    base, treated = (_score(run, experiment.metric) for run in arms.values())
     return SeedResult(
         seed=pair.seed,
         share=experiment.share_in(pair.stage),
         baseline=pair.baseline,
         treatment=pair.treatment,
-        difference=None if base is None or treated is None else treated - base,
+        difference=pair.difference(experiment.metric),
         pictures=[picture for picture in pictures if picture is not None],
     )
-
-
-def _score(run: Run | None, metric: str) -> float | None:
-    return run.score.get(metric) if run is not None and run.score else None
 
 
 def _experiments(store: Store, clause: str, *values: int) -> list[Experiment]:

@@ -10,21 +10,18 @@ same folder it goes on where it stopped.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from agents.hands import register, start_runner, stop_runners
-from agents.planner import enqueue
+from study import ask, experiments, open_lab, work_off
+
 from agents.preflight import base_of
-from agents.proposals import GivenReview, Proposal
-from agents.reviewer import review
-from agents.suggester import suggest
-from db.experiments import latest_verdict, list_experiments
+from agents.proposals import Proposal
+from db.experiments import latest_verdict
 from db.lab import Lab
-from db.records import ENDED_EXPERIMENT, Experiment, Verdict
+from db.records import Experiment, Verdict
 from db.runners import list_runners
 from moe.config import KNOBS
 
@@ -94,60 +91,26 @@ NOT_HERE = {
     "router_precision": "acts only where matrices are not in fp32, and this preset is fp32 throughout",
     "replicate": "changes nothing but the draw of the initial weights",
 }
-REVIEW = {"novelty": 7.0, "feasibility": 10.0, "impact": 7.0, "clarity": 8.0, "efficiency": 9.0}
 
 
 def main(folder: Path, seeds: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "blueberry.toml"
-    if not settings.exists():
-        settings.write_text(SETTINGS.format(seeds=seeds, tokens=BUDGET_TOKENS), encoding="utf-8")
-
-    lab = Lab(folder)
-    register(lab)
-    for proposal in _proposals(lab):
-        _queue(lab, proposal)
-
-    start_runner(lab)
-    while open_ones := [e for e in _experiments(lab) if e.status not in ENDED_EXPERIMENT]:
-        sys.stderr.write(f"{len(open_ones)} experiments to go\n")
-        time.sleep(20)
-        if not any(runner.status == "running" for runner in list_runners(lab.store)):
-            start_runner(lab)
-
-    stop_runners(lab)
+    lab = open_lab(folder, SETTINGS.format(seeds=seeds, tokens=BUDGET_TOKENS))
+    ask(lab, _proposals(), "One cell of the table of all knobs.")
+    work_off(lab)
     Path(__file__).with_suffix(".md").write_text("\n".join(_report(lab, seeds)) + "\n", encoding="utf-8")
 
 
-def _proposals(lab: Lab) -> Iterator[Proposal]:
+def _proposals() -> Iterator[Proposal]:
     missing = {name for name, knob in KNOBS.items() if knob.role == "science"} - {*TREATMENTS, *NOT_HERE}
     assert not missing, f"no treatment for {missing}"
-    known = {experiment.title for experiment in _experiments(lab)}
     for name, treatments in TREATMENTS.items():
         for treatment in treatments:
-            title = f"{name}: {_text(treatment)}"
-            if title not in known:
-                yield Proposal(
-                    title=title,
-                    hypothesis=f"{_text(treatment)} changes val_bpb at this budget.",
-                    domain="evaluation",
-                    treatment=treatment,
-                )
-
-
-def _queue(lab: Lab, proposal: Proposal) -> None:
-    made = suggest(lab, count=1, proposals=[proposal])
-    for refusal in made.refused:
-        sys.stderr.write(f"refused: {refusal.title}: {refusal.reason}\n")
-
-    for experiment in made.experiments:
-        given = GivenReview(**REVIEW, feedback="One cell of the table of all knobs.")
-        review(lab, [experiment.id], given=given)
-        enqueue(lab, [experiment.id])
-
-
-def _experiments(lab: Lab) -> list[Experiment]:
-    return sorted(list_experiments(lab.store, limit=1000), key=lambda experiment: experiment.id)
+            yield Proposal(
+                title=f"{name}: {_text(treatment)}",
+                hypothesis=f"{_text(treatment)} changes val_bpb at this budget.",
+                domain="evaluation",
+                treatment=treatment,
+            )
 
 
 def _text(treatment: dict[str, Any]) -> str:
@@ -157,7 +120,7 @@ def _text(treatment: dict[str, Any]) -> str:
 def _report(lab: Lab, seeds: int) -> Iterator[str]:
     runner = list_runners(lab.store)[0]
     base = base_of(lab).config
-    verdicts = [(experiment, latest_verdict(lab.store, experiment.id)) for experiment in _experiments(lab)]
+    verdicts = [(experiment, latest_verdict(lab.store, experiment.id)) for experiment in experiments(lab)]
     decided = [(e, v) for e, v in verdicts if v is not None and v.effect is not None]
     baseline = next((v.baseline_mean for _, v in decided), None)
     yield f"""# What every knob does at the micro preset

@@ -11,23 +11,20 @@ folder it goes on where it stopped.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from agents.hands import register, start_runner, stop_runners
-from agents.planner import enqueue
+from study import ask, experiments, open_lab, work_off
+
 from agents.preflight import base_of
-from agents.proposals import GivenReview, Proposal
-from agents.reviewer import review
-from agents.suggester import suggest
-from db.experiments import latest_verdict, list_experiments
+from agents.proposals import Proposal
+from db.experiments import latest_verdict
 from db.hypotheses import list_hypotheses
 from db.lab import Lab
-from db.records import ENDED_EXPERIMENT, Experiment, Verdict
+from db.records import Verdict
 from db.runners import list_runners
 
 SETTINGS = """\
@@ -119,56 +116,27 @@ KNOWN = (
         source="nothing is different: an A/A comparison",
     ),
 )
-REVIEW = {"novelty": 7.0, "feasibility": 10.0, "impact": 7.0, "clarity": 8.0, "efficiency": 9.0}
 
 
 def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "blueberry.toml"
-    if not settings.exists():
-        settings.write_text(SETTINGS, encoding="utf-8")
-
-    lab = Lab(folder)
-    register(lab)
-    asked = {experiment.title for experiment in _experiments(lab)}
-    for known in KNOWN:
-        if known.title not in asked:
-            _queue(lab, known)
-
-    start_runner(lab)
-    while open_ones := [e for e in _experiments(lab) if e.status not in ENDED_EXPERIMENT]:
-        sys.stderr.write(f"{len(open_ones)} experiments to go\n")
-        time.sleep(20)
-        if not any(runner.status == "running" for runner in list_runners(lab.store)):
-            start_runner(lab)
-
-    stop_runners(lab)
+    lab = open_lab(folder, SETTINGS)
+    ask(lab, map(_proposal, KNOWN), "One of ten known interventions.", confirm=True)
+    work_off(lab)
     Path(__file__).with_suffix(".md").write_text("\n".join(_report(lab)) + "\n", encoding="utf-8")
 
 
-def _queue(lab: Lab, known: Known) -> None:
-    proposal = Proposal(
+def _proposal(known: Known) -> Proposal:
+    return Proposal(
         title=known.title,
         hypothesis=f"val_bpb: {known.expected} is what the literature leads one to expect.",
         domain="evaluation",
         treatment=known.treatment,
         source=known.source,
     )
-    made = suggest(lab, count=1, proposals=[proposal])
-    for refusal in made.refused:
-        raise SystemExit(f"refused: {refusal.title}: {refusal.reason}")
-
-    for experiment in made.experiments:
-        review(lab, [experiment.id], given=GivenReview(**REVIEW, feedback="One of ten known interventions."))
-        enqueue(lab, [experiment.id], confirm=True)
-
-
-def _experiments(lab: Lab) -> list[Experiment]:
-    return sorted(list_experiments(lab.store, limit=1000), key=lambda experiment: experiment.id)
 
 
 def _report(lab: Lab) -> Iterator[str]:
-    by_title = {experiment.title: experiment for experiment in _experiments(lab)}
+    by_title = {experiment.title: experiment for experiment in experiments(lab)}
     found = [(known, latest_verdict(lab.store, by_title[known.title].id)) for known in KNOWN]
     tokens = base_of(lab).config.budget_tokens
     claims = [item.claim for item in list_hypotheses(lab.store) if item.claim]

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from agents.pairs import configs_of
 from db.clock import utc_now
-from db.comparisons import Pair
+from db.comparisons import Pair, score_of
 from db.draw import Effect, Series, draw_curves, draw_forest
 from db.formats import count, duration, part, plain
 from db.records import Experiment, Run, Verdict
@@ -48,7 +48,7 @@ def effects(found: Reported) -> list[Effect]:
             text=difference(verdict, gap),
         )
         for pair in found.alike
-        if (gap := _gap(pair, verdict.metric)) is not None
+        if (gap := pair.difference(verdict.metric)) is not None
     ]
     pooled = effect_of(verdict, f"all {verdict.pairs} pairs of the {_STAGES[verdict.stage or 'screen']}")
     rows += [pooled] if pooled else []
@@ -195,9 +195,9 @@ def _pairs(found: Reported) -> Iterator[Block]:
                 str(pair.seed),
                 _stage(found, pair),
                 _remarks(pair),
-                shown(_score(pair.baseline, metric)),
-                shown(_score(pair.treatment, metric)),
-                "–" if verdict is None else difference(verdict, _gap(pair, metric)),
+                shown(score_of(pair.baseline, metric)),
+                shown(score_of(pair.treatment, metric)),
+                "–" if verdict is None else difference(verdict, pair.difference(metric)),
             )
             for pair in found.pairs
         ],
@@ -230,17 +230,8 @@ def _stage(found: Reported, pair: Pair) -> str:
     return _STAGES[pair.stage] if share == 1.0 else f"{_STAGES[pair.stage]} at {part(share)} of the budget"
 
 
-def _gap(pair: Pair, metric: str) -> float | None:
-    base, treated = _score(pair.baseline, metric), _score(pair.treatment, metric)
-    return None if base is None or treated is None else treated - base
-
-
-def _score(run: Run | None, metric: str) -> float | None:
-    return run.score.get(metric) if run is not None and run.score else None
-
-
 def _mean(runs: list[Run | None], name: str) -> float | None:
-    values = [value for run in runs if (value := _score(run, name)) is not None]
+    values = [value for run in runs if (value := score_of(run, name)) is not None]
     return fmean(values) if values else None
 
 

@@ -11,9 +11,10 @@ from agents.llm import has_model
 from agents.proposals import Improved, Improvements, Proposal
 from db.errors import RefusedError
 from db.experiments import get_experiment, list_experiments
+from db.formats import cut
 from db.lab import Lab
 from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey
-from server.views import StillWorking, SuggestedLine, View, cut, still_working, suggested_line
+from server.views import StillWorking, SuggestedLine, View, still_working, suggested_line
 
 
 class Improvement(View):

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from db.formats import cut
 from db.lab import Lab
 from server.report.write import write_report
-from server.views import Illustrated, cut
+from server.views import Illustrated
 
 
 class ReportView(Illustrated):

@@ -10,9 +10,10 @@ from agents.proposals import GivenReview, Reviewed
 from agents.reviewer import brief
 from db.errors import RefusedError
 from db.experiments import get_experiment
+from db.formats import cut
 from db.lab import Lab
 from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey
-from server.views import ReviewView, StillWorking, View, cut, review_view, still_working
+from server.views import ReviewView, StillWorking, View, review_view, still_working
 
 
 class Reviews(View):

@@ -12,6 +12,7 @@ from agents.proposals import Proposal, Refusal, Reviewed, Suggested
 from agents.suggester import brief
 from db.errors import RefusedError
 from db.experiments import get_experiment
+from db.formats import cut
 from db.lab import Lab
 from server.calls import PATIENCE_SECONDS, Asking, IdempotencyKey
 from server.views import (
@@ -19,7 +20,6 @@ from server.views import (
     StillWorking,
     SuggestedLine,
     View,
-    cut,
     review_view,
     still_working,
     suggested_line,

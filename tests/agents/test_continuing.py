@@ -108,6 +108,9 @@ def test_what_is_generated_is_not_asked_all_over_again_after_an_upgrade(lab: Lab
     with pytest.raises(NotAdmittedError, match="asked before"):
         check(lab, BASE, AGAIN)
 
+    with pytest.raises(NotAdmittedError, match="asked before"):
+        admit(lab, BASE, AGAIN, proposer="llm")
+
 
 def test_other_hardware_makes_no_second_evidence_either(lab: Lab, runner: Runner) -> None:
     experiment = confirming(lab, runner)

@@ -229,6 +229,22 @@ def test_more_compute_is_named(lab: Lab, runner: Runner) -> None:
     assert "times the FLOPs a token (whether compute alone brought it: ask again with equal_flops)" in verdict.sentence
 
 
+def test_a_bigger_model_of_the_same_compute_is_named_too(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"num_experts": 8})
+    enqueue(lab, [experiment.id])
+
+    def world(config: Config, seed: int) -> float:
+        return 3.0 - (0.1 if config.num_experts == 8 else 0.0) + 0.003 * luck(seed, config.num_experts)
+
+    verdict = settled(lab, runner, experiment, world)
+    assert verdict.said == "improved"
+    assert verdict.treatment_parameters is not None
+    assert verdict.baseline_parameters is not None
+    ratio = verdict.treatment_parameters / verdict.baseline_parameters
+    assert ratio > 1.3
+    assert f", with {ratio:.2f} times the parameters" in verdict.sentence
+
+
 def test_compute_can_be_taken_out_of_a_comparison(lab: Lab, runner: Runner) -> None:
     experiment = approved(lab, {"num_experts": 8, "top_k": 4}, equal_flops=True)
     enqueue(lab, [experiment.id])

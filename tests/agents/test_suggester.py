@@ -83,6 +83,7 @@ def test_an_experiment_holds_all_that_the_comparison_needs(lab: Lab) -> None:
         "screen_share": None,
         "on_champion_id": None,
         "combines_id": None,
+        "metric_text": None,
         "hardware_class": None,
     }
 
