@@ -18,8 +18,13 @@ def main() -> int:
         sys.stderr.write("usage: python -m agents LAB\n")
         return 2
 
+    folder = Path(sys.argv[1])
+    if not (folder / "lab.db").exists():  # deleted since somebody woke us: it shall not come back, empty
+        logging.getLogger("agents").error("there is no lab in %s", folder)
+        return 1
+
     try:
-        work(Lab(Path(sys.argv[1])))
+        work(Lab(folder))
     except LabError as error:
         logging.getLogger("agents").error("%s", error)
         return 1

@@ -6,8 +6,10 @@ copy; nor are blueberry.toml and what lies in runs/ and data/.
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,9 @@ from db.errors import LabUnusableError, RefusedError
 from db.failpoints import failpoint
 from db.processes import sync_folder
 from db.store import Store
+
+ABANDONED_SECONDS = 3600.0
+"""After so long without a byte, nobody writes an unfinished copy any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ def back_up(folder: Path, output: Path | None = None, *, force: bool = False) ->
             target /= f"lab-{datetime.now(UTC):%Y%m%d-%H%M%S}.db"
 
         _may_write(target, database, force=force)
+        _clear_away(target)
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         try:
             _copy(database, Path(name), target)
@@ -91,6 +97,14 @@ def _may_write(target: Path, database: Path, *, force: bool) -> None:
 
     if target.exists() and not force:
         raise _taken(target)
+
+
+def _clear_away(target: Path) -> None:
+    """Removes what backups to this folder left when they were killed; one that goes on writes all the time."""
+    for name in ("lab-*.db", glob.escape(target.name)):
+        for part in target.parent.glob(f".{name}.*.part*"):
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink(missing_ok=True)
 
 
 def _copy(database: Path, temporary: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from db.formats import difference, plain, span
+from db.formats import cut, difference, plain, span
 from db.records import Record, Value
 from db.store import Store
 
@@ -177,7 +177,7 @@ def _edge(spot: Placed, parent: Placed, page: str | None) -> Markup:
         '<text class="small" x="{}" y="{}">experiment {}: {}</text>'
     ).format(
         step.title, word.replace(" ", "-"), x, middle - 4, word, step.found,
-        x, middle + 13, step.experiment_id, _clip(step.title or "", _TITLE),
+        x, middle + 13, step.experiment_id, cut(step.title or "", _TITLE),
     )  # fmt: skip
     if page is None:
         return line + Markup("<g>{}</g>").format(label)
@@ -192,9 +192,5 @@ def _box(spot: Placed) -> Markup:
         '<text x="{}" y="{}">{}</text><text class="small" x="{}" y="{}">{}</text></g>'
     ).format(
         "best" if spot.best else "config", step.changes, x, y, BOX, HEIGHT,
-        x + 10, y + 18, _clip(step.changes, _CHANGES), x + 10, y + 35, step.expected,
+        x + 10, y + 18, cut(step.changes, _CHANGES), x + 10, y + 35, step.expected,
     )  # fmt: skip
-
-
-def _clip(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from db.draw import Effect, common_reach, widest
 from db.errors import RefusedError
+from db.formats import cut
 from db.lineage import BOX, HEIGHT, INDENT, Step, layout, size
 from db.reporting import Curves
 
@@ -60,7 +61,7 @@ def plot_forest(rows: Sequence[Effect], title: str, path: Path) -> None:
     axes.axvline(0.0, color="#61677c", linewidth=0.8, linestyle=":")
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [row.label[:44] for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [cut(row.label, 44) for row in rows], fontsize=8)
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=8)
     axes.set_xlabel(title, fontsize=9)
@@ -115,14 +116,16 @@ def plot_lineage(steps: Sequence[Step], path: Path) -> None:
         right, low, middle = x + BOX, y + HEIGHT, y + HEIGHT / 2
         edge, line = ("#12805c", 1.6) if spot.best else ("#c5c8d8", 0.8)
         axes.plot([x, right, right, x, x], [y, y, low, low, y], color=edge, linewidth=line)
-        _write(axes, x + 10, y + 13, step.changes[:46], "#1d2030", 8.0)
+        _write(axes, x + 10, y + 13, cut(step.changes, 46), "#1d2030", 8.0)
         _write(axes, x + 10, y + 31, step.expected, "#61677c", 7.0)
         if spot.parent is not None:
             down = spot.parent.x + INDENT / 2
             axes.plot([down, down, x], [spot.parent.y + HEIGHT, middle, middle], color="#61677c", linewidth=0.8)
             word = step.verdict or "no verdict"
             _write(axes, right + 14, middle - 9, f"{word} {step.found}", _COLOURS.get(word, _OPEN), 8.0)
-            _write(axes, right + 14, middle + 9, f"experiment {step.experiment_id}: {step.title}"[:56], "#61677c", 7.0)
+            _write(
+                axes, right + 14, middle + 9, cut(f"experiment {step.experiment_id}: {step.title}", 56), "#61677c", 7.0
+            )
 
     _finish(figure, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_what_is_there_is_replaced_only_by_force(filled: Filled, tmp_path: Path)
 def test_the_lab_itself_is_never_replaced(filled: Filled, name: str) -> None:
     with pytest.raises(RefusedError, match="is the lab itself"):
         back_up(filled.lab.folder, filled.lab.folder / name, force=True)
+
+
+def test_what_a_killed_backup_left_goes_with_the_next_one(filled: Filled) -> None:
+    folder = filled.lab.folder / "backups"
+    folder.mkdir()
+    old, new, other = (folder / name for name in (".lab-1.db.a.part", ".lab-2.db.b.part", ".other.db.c.part"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+
+    for path in (old, other):
+        os.utime(path, (0, 0))
+
+    made = back_up(filled.lab.folder)
+    assert sorted(folder.iterdir()) == sorted([new, other, made.path])
 
 
 def test_refusals_name_the_place(filled: Filled, tmp_path: Path) -> None:
