@@ -72,9 +72,11 @@ def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
         if experiment.status in ENDED_EXPERIMENT:  # cancelled since it was found due
             return None
 
-        if reason := probe_problem(probe_runs(lab.store, experiment.id)):
+        probes = probe_runs(lab.store, experiment.id)
+        if reason := probe_problem(probes):
             cancel_experiment_runs(lab.store, experiment.id)
-            return _Judgement(lab, experiment, "screen", []).invalid(reason)
+            undone = probes[-1].status == "failed"
+            return _Judgement(lab, experiment, "screen", []).invalid(reason, failed=undone)
 
         hypothesis = get_hypothesis(lab.store, experiment.id)
         stage: Stage = "screen" if hypothesis is None else "confirm"

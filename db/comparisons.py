@@ -74,7 +74,8 @@ class ScoredPair:
 def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[Pair]:
     """What an experiment compares: training runs, or post runs of their checkpoints; of one stage or of both.
 
-    Where a side of a seed was queued again with another moe/ or another card, the newest run is meant.
+    Where a side of a seed was queued again with another moe/ or another card, the newest run is meant that has not
+    failed and was not cancelled.
     """
     by_seed: dict[tuple[Stage, int], dict[str, Run]] = {}
     for row in store.rows(
@@ -82,7 +83,7 @@ def pairs(store: Store, experiment_id: int, stage: Stage | None = None) -> list[
         SELECT runs.*, experiment_runs.arm FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
         WHERE experiment_runs.experiment_id = :id AND experiment_runs.arm IN ('baseline', 'treatment')
           AND (:stage IS NULL OR runs.purpose = :stage)
-        ORDER BY runs.purpose DESC, runs.seed, runs.id
+        ORDER BY runs.purpose DESC, runs.seed, runs.status NOT IN ('failed', 'cancelled'), runs.id
         """,
         {"id": experiment_id, "stage": stage},
     ):

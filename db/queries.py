@@ -175,11 +175,12 @@ def completed_directory(store: Store, run_id: int) -> str | None:
 
 
 def probe_runs(store: Store, experiment_id: int) -> list[Run]:
-    """The probes of an experiment, newest last."""
+    """The probes of an experiment, the one that counts last: the newest, unless it failed or was cancelled."""
     rows = store.rows(
         """
         SELECT runs.* FROM experiment_runs JOIN runs ON runs.id = experiment_runs.run_id
-        WHERE experiment_runs.experiment_id = ? AND runs.kind = 'probe' ORDER BY runs.id
+        WHERE experiment_runs.experiment_id = ? AND runs.kind = 'probe'
+        ORDER BY runs.status NOT IN ('failed', 'cancelled'), runs.id
         """,
         (experiment_id,),
     )

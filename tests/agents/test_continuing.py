@@ -12,12 +12,13 @@ from agents.judge import judge_experiment
 from agents.planner import enqueue
 from agents.preflight import Base
 from agents.proposals import Proposal
+from db.clock import now
 from db.comparisons import pairs
 from db.errors import RefusedError
 from db.experiments import add_experiment, get_experiment, latest_verdict, move_experiment
 from db.hypotheses import list_hypotheses
 from db.lab import Lab
-from db.queue import cancel_experiment_runs
+from db.queue import Outcome, cancel_experiment_runs, claim_run, finish_attempt
 from db.records import Experiment, Runner
 from moe.config import Config
 from moe.presets import PRESETS
@@ -164,6 +165,34 @@ def test_a_screening_that_is_repeated_with_another_moe_counts_its_newest_runs(la
     verdict = settled(lab, runner, experiment, lambda config, seed: harmful(config, seed) + 1.0)
     assert verdict.pairs == 3
     assert verdict.baseline_mean == pytest.approx(4.0, abs=0.01)
+
+
+def test_what_failed_because_moe_had_changed_is_done_by_queueing_it_again(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"router_z_weight": 0.0})
+    enqueue(lab, [experiment.id])
+    while claim := claim_run(lab.store, runner, now(), lease_seconds=30.0):
+        lab.store.execute("UPDATE runs SET code = 'older', fingerprint = id WHERE id = ?", (claim.run.id,))
+        stale = Outcome(status="failed", error="moe/ has changed since this run was queued; enqueue it again")
+        finish_attempt(lab.store, claim.attempt, stale, max_failures=1)
+
+    mind.work(lab)
+    assert "moe/ has changed" in (verdict_of(lab, experiment).reason or "")
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, noisy)
+    mind.work(lab)
+    assert verdict_of(lab, experiment).said == "promising"
+
+
+def test_who_goes_back_to_an_older_moe_finds_its_results_again(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"router_z_weight": 0.0})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, noisy)
+    later = {**lab.store.rows("SELECT * FROM runs WHERE kind = 'train' AND seed = 1")[0], "status": "cancelled"}
+    del later["id"]
+    key = lab.store.insert("runs", later | {"code": "newer", "fingerprint": "newer"})
+    lab.store.execute("INSERT INTO experiment_runs VALUES (?, ?, 'baseline')", (experiment.id, key))
+    mind.work(lab)
+    assert verdict_of(lab, experiment).said == "promising"
 
 
 def test_an_experiment_that_was_cancelled_while_it_was_found_due_is_left_alone(lab: Lab, runner: Runner) -> None:

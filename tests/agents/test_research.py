@@ -300,6 +300,7 @@ def test_a_probe_that_could_not_be_done_says_why(lab: Lab, runner: Runner) -> No
     mind.work(lab)
     verdict = verdict_of(lab, experiment)
     assert (verdict.said, verdict.reason) == ("invalid", "the probe could not be done: RuntimeError: boom")
+    assert get_experiment(lab.store, experiment.id).status == "failed"
 
 
 def test_a_model_that_sees_the_future_is_invalid(lab: Lab, runner: Runner) -> None:
