@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.reproduction import Rerun
+from db.comparisons import score_of
 from db.curves import newest_curve
 from db.lab import Lab
 from db.queue import get_run
@@ -80,4 +81,4 @@ def set_beside(lab: Lab, other: Lab, experiment: Experiment, item: Rerun) -> Aga
 
 
 def _measured(first: Run, second: Run, name: str) -> Measured:
-    return Measured(before=(first.score or {}).get(name), after=(second.score or {}).get(name))
+    return Measured(before=score_of(first, name), after=score_of(second, name))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from agents.pairs import configs_of
+from db import formats
 from db.clock import utc_now
 from db.comparisons import Pair, score_of
 from db.draw import Effect, Series, draw_curves, draw_forest
@@ -14,8 +15,19 @@ from db.records import Experiment, Run, Verdict
 from db.reporting import Reported
 from moe.config import KNOBS
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
-from server.report.methods import METHODS, baseline_of, error_control, made_with
-from server.report.numbers import cost, degrees, difference, e_value, effect_of, guard_span, level, span
+from server.report.methods import METHODS, baseline_of, error_control, made_with, tokens_of
+from server.report.numbers import (
+    cost,
+    degrees,
+    difference,
+    e_value,
+    effect_of,
+    guard_deviation,
+    guard_span,
+    level,
+    plainly,
+    span,
+)
 
 
 def experiment_document(found: Reported) -> Document:
@@ -136,6 +148,7 @@ def _sides(found: Reported, verdict: Verdict) -> Iterator[Block]:
         numbers=2,
     )
     sides = {"baseline": [pair.baseline for pair in found.alike], "treatment": [pair.treatment for pair in found.alike]}
+    planned = [tokens_of(config.model_dump()) for config in configs_of(experiment)]  # of post runs, which train nothing
     yield Table(
         columns=(
             f"each run of the {_STAGES[verdict.stage or 'screen']}",
@@ -154,9 +167,9 @@ def _sides(found: Reported, verdict: Verdict) -> Iterator[Block]:
                 count(getattr(verdict, f"{side}_active_parameters")),
                 count(getattr(verdict, f"{side}_flops")),
                 duration(getattr(verdict, f"{side}_seconds")),
-                count(_mean(runs, "train_tokens")),
+                tokens if (mean := _mean(runs, "train_tokens")) is None else count(mean),
             )
-            for side, runs in sides.items()
+            for (side, runs), tokens in zip(sides.items(), planned, strict=True)
         ],
         numbers=6,
     )
@@ -182,27 +195,33 @@ def _pairs(found: Reported) -> Iterator[Block]:
     if not found.pairs:
         return
 
-    metric, verdict = found.experiment.metric, found.verdict
-
-    def shown(value: float | None) -> str:
-        return level(verdict, value) if verdict is not None else "–" if value is None else f"{value:.3f}"
+    experiment, verdict = found.experiment, found.verdict
+    compared = [(experiment.metric, verdict.noise if verdict else None)]
+    if experiment.guard_metric is not None:
+        compared.append((experiment.guard_metric, guard_deviation(verdict) if verdict else None))
 
     yield Heading(text="Every pair")
     yield Table(
-        columns=("seed", "stage", "remarks", f"baseline {metric}", "treatment", "difference"),
+        columns=(
+            *("seed", "stage", "remarks"),
+            *(name for metric, _ in compared for name in (f"baseline {metric}", "treatment", "difference")),
+        ),
         rows=[
             (
                 str(pair.seed),
                 _stage(found, pair),
                 _remarks(pair),
-                shown(score_of(pair.baseline, metric)),
-                shown(score_of(pair.treatment, metric)),
-                "–" if verdict is None else difference(verdict, pair.difference(metric)),
+                *(text for metric, noise in compared for text in _scores(pair, metric, noise)),
             )
             for pair in found.pairs
         ],
-        numbers=3,
+        numbers=3 * len(compared),
     )
+
+
+def _scores(pair: Pair, metric: str, noise: float | None) -> tuple[str, ...]:
+    both = (plainly(score_of(run, metric), noise) for run in (pair.baseline, pair.treatment))
+    return *both, formats.difference(pair.difference(metric), noise)
 
 
 def _lost(found: Reported) -> Iterator[Block]:

@@ -34,10 +34,16 @@ def span(verdict: Verdict) -> str:
 
 
 def guard_span(verdict: Verdict) -> str:
-    """What the guard metric lost, with its interval, from whose width its noise is told."""
-    low, high = verdict.guard_low, verdict.guard_high
-    deviation = None if low is None or high is None else (high - low) / 4.0 * math.sqrt(verdict.pairs)
-    return formats.span(verdict.guard_effect, low, high, deviation)
+    """What the guard metric lost, with its interval."""
+    return formats.span(verdict.guard_effect, verdict.guard_low, verdict.guard_high, guard_deviation(verdict))
+
+
+def guard_deviation(verdict: Verdict) -> float | None:
+    """How much the guard differs from pair to pair, as the width of its interval tells."""
+    if verdict.guard_low is None or verdict.guard_high is None:
+        return None
+
+    return (verdict.guard_high - verdict.guard_low) / 4.0 * math.sqrt(verdict.pairs)
 
 
 def difference(verdict: Verdict, value: float | None) -> str:
@@ -47,7 +53,12 @@ def difference(verdict: Verdict, value: float | None) -> str:
 
 def level(verdict: Verdict, value: float | None) -> str:
     """A value of the verdict's metric, such as a mean."""
-    return "–" if value is None else f"{value:,.{places(verdict.noise, value)}f}"
+    return plainly(value, verdict.noise)
+
+
+def plainly(value: float | None, deviation: float | None) -> str:
+    """A value to the digits that the noise allows."""
+    return "–" if value is None else f"{value:,.{places(deviation, value)}f}" if value else "0"
 
 
 def e_value(value: float | None) -> str:

@@ -123,6 +123,23 @@ def test_the_report_of_a_lab_names_what_was_not_claimed_and_what_diverged(found:
     assert "Written by Blueberry" in text
 
 
+def test_every_pair_of_a_guarded_experiment_has_the_guard_too(lab: Lab) -> None:
+    guarded = {"metric": "weight_bytes", "guard_metric": "val_bpb", "guard_margin": 0.02}
+    experiment = put_experiment(lab, **guarded)
+    arms: tuple[tuple[Arm, float, float], ...] = (("baseline", 100_000.0, 2.1), ("treatment", 25_000.0, 2.1112))
+    for arm, size, val_bpb in arms:
+        put_run(lab, experiment.id, 5, arm=arm, fingerprint=arm.ljust(16, "0"))
+        finish(lab, Outcome(status="completed", score={"weight_bytes": size, "val_bpb": val_bpb}))
+
+    found = {"metric": "weight_bytes", "effect": -75_000.0, "low": -75_000.0, "high": -75_000.0, "noise": 0.0}
+    guard = {"guard_effect": 0.0112, "guard_low": 0.0012, "guard_high": 0.0212, "margin": 0.0, "pairs": 1}
+    add_verdict(lab.store, verdict_of(experiment.id) | found | guard | {"stage": "screen"})
+    text = Path(answer(lab, "report", "1")["markdown"]).read_text()
+    assert "| noise floor (deviation of single runs over seeds) | 0 |" in text
+    assert "| guard: val_bpb, margin 0.02 | +0.0112 [+0.0012, +0.0212] |" in text
+    assert "| 5 | screening |  | 100,000 | 25,000 | −75,000 | 2.1000 | 2.1112 | +0.0112 |" in text
+
+
 def test_the_page_needs_nothing_else_and_runs_nothing(found: Lab) -> None:
     for arguments in (["3"], ["1"], []):
         page = Path(answer(found, "report", *arguments)["html"]).read_text()
