@@ -5,14 +5,13 @@ Pure functions over rows; each says what is wrong in a sentence, or None.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from agents.textsets import text_set_problems
 from db.comparisons import Pair
 from db.records import Experiment, Hypothesis, Run, Stage
-from moe.config import Config
 
 OVERLAP = 0.1
 """Part of the held-out text's sentences that may also be in the training text."""
@@ -131,17 +130,19 @@ def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Sta
 
 def _budget_problem(run: Run, score: dict[str, Any]) -> str | None:
     """Whether a training run had the budget that its config names: whole batches within the tokens, or the seconds."""
-    config = Config.model_validate(run.config)
+    # The row itself, not a Config: the moe/ of then may have had other fields.
+    config: Mapping[str, Any] = run.config
     tokens, seconds = score.get("train_tokens"), score.get("train_seconds")
-    if config.budget_tokens is not None and tokens is not None:
-        batch = config.batch_size * config.seq_len
-        if not config.budget_tokens - batch < tokens <= config.budget_tokens:
-            return f"was trained on {tokens:,} tokens, not on the {config.budget_tokens:,} of its budget"
+    most, longest = config.get("budget_tokens"), config.get("budget_seconds")
+    if most is not None and tokens is not None:
+        batch = config["batch_size"] * config["seq_len"]
+        if not most - batch < tokens <= most:
+            return f"was trained on {tokens:,} tokens, not on the {most:,} of its budget"
 
-    if config.budget_seconds is not None and seconds is not None:
+    if longest is not None and seconds is not None:
         step = seconds / max(1, score.get("steps") or 1)
-        if seconds > config.budget_seconds + max(2.0 * step, 0.02 * config.budget_seconds):
-            return f"was trained for {seconds:.1f} s, not for the {config.budget_seconds:g} s of its budget"
+        if seconds > longest + max(2.0 * step, 0.02 * longest):
+            return f"was trained for {seconds:.1f} s, not for the {longest:g} s of its budget"
 
     return None
 

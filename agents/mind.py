@@ -15,10 +15,11 @@ from agents.coordinator import advance, due_cycles
 from agents.judge import judge_experiment
 from db.errors import LabError, LabUnusableError
 from db.events import add_event
-from db.experiments import experiments_to_judge, mark_judged
+from db.experiments import experiments_to_judge, mark_judged, move_experiment
 from db.failpoints import failpoint
 from db.lab import Lab
 from db.processes import FileLock
+from db.queue import cancel_experiment_runs
 from db.records import Task
 from db.tasks import fail_interrupted_tasks, finish_task, move_cycle, open_tasks, start_task
 
@@ -60,6 +61,10 @@ def _step(lab: Lab) -> bool:
                     crown(lab)
         except LabUnusableError:
             raise
+        except LabError as error:  # its config is none of this moe/ any more: it has ended, and may be asked again
+            with lab.store.transaction():
+                cancel_experiment_runs(lab.store, experiment.id)
+                move_experiment(lab.store, experiment.id, "failed", allowed=("queued", "running"), reason=str(error))
         except Exception as error:
             # Weighed as far as we can: the next run that ends brings it back, and until then it must not spin.
             _LOG.exception("experiment %d could not be judged", experiment.id)

@@ -344,6 +344,18 @@ def test_a_run_that_failed_makes_the_experiment_failed_and_it_can_be_queued_agai
     assert settled(lab, runner, experiment, lr_matters).said == "not promising"
 
 
+def test_an_experiment_that_a_newer_moe_no_longer_knows_ends_with_the_reason(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, lr_matters)
+    lab.store.execute("UPDATE experiments SET baseline = json_set(baseline, '$.gone', 1)")
+    mind.work(lab)
+    ended = get_experiment(lab.store, experiment.id)
+    assert ended.status == "failed"
+    assert "experiment 1 cannot be run" in (ended.reason or "")
+    assert "gone" in (ended.reason or "")
+
+
 def test_an_experiment_whose_runs_are_all_done_already_is_judged_at_once(lab: Lab, runner: Runner) -> None:
     first = approved(lab, {"lr": 1e-3})
     enqueue(lab, [first.id])
