@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from moe.activation import activate, activate_with_inner, differentiate
 from moe.slots import Slots
 from moe.space.experts import ExpertKind
+from moe.threads import for_each
 
 PART_ELEMENTS = 2**19
 """Of the hidden layer, worked on at once in the loop: enough to make an operation's fixed cost small (at `micro` the
@@ -138,7 +139,14 @@ class _Part(NamedTuple):
 
 
 def _for_each_part(work: Callable[[_Part], None], slots: Slots, w_in: Tensor) -> None:
-    for part in _parts(slots, w_in):
+    """One after another, or on a CPU one for each thread, if none would have more than its share of the rows."""
+    parts = list(_parts(slots, w_in))
+    largest = max(part.rows.stop - part.rows.start for part in parts)
+    if w_in.is_cpu and 1 < torch.get_num_threads() <= len(slots.token_R) // max(largest, 1):
+        for_each(work, sorted(parts, key=lambda part: part.rows.start - part.rows.stop))  # the longest first
+        return
+
+    for part in parts:
         work(part)
 
 
@@ -146,7 +154,7 @@ def _parts(slots: Slots, w_in: Tensor) -> Iterator[_Part]:
     """All experts at once where they are padded, otherwise as many as PART_ELEMENTS allow, one at least."""
     n_rows = len(slots.token_R)
     if len(slots.rows_E) == 0:
-        yield _Part(slice(None), slice(n_rows), None)
+        yield _Part(slice(None), slice(0, n_rows), None)
         return
 
     most = PART_ELEMENTS // w_in.shape[1]

@@ -35,13 +35,15 @@ for the sake of memory.
 """
 
 MOST_PADDING_THREADS: Mapping[torch.dtype, tuple[tuple[int, float], ...]] = MappingProxyType(
-    {
-        torch.float32: ((1_000_000, 1.8), (1_000_000_000, 1.2)),
-        torch.bfloat16: ((10_000_000, 1.8), (200_000_000, 1.2), (1_000_000_000, 1.05)),
-    }
+    {torch.float32: ((20_000_000, 1.6),), torch.bfloat16: ((20_000_000, 1.35),)}
 )
-"""The same on a CPU with several threads, which wait for each other at the end of every product: fewer, larger ones pay
-more often. Read off `python -m benchmarks.moe_layer --kind mlp`, two threads, a machine of its own (2026-11-23)."""
+"""The same on a CPU with several threads, where the hidden layer has less than SHARED_ELEMENTS.
+
+`--table --threads 2` (2026-11-23). Threads wait for each other at the end of every product of the loop.
+"""
+
+SHARED_ELEMENTS = 2**20
+"""From here on the loop has work enough to share out its experts among threads (moe/threads.py), and always pays."""
 
 ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", torch.bfloat16): 16})
 """In the loop an expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
@@ -79,6 +81,9 @@ def choose(
     work = assignments * d_model * d_expert // len(loads)
     steps = MOST_PADDING.get((device, dtype), OTHER_PADDING)
     if device == "cpu" and threads > 1:
+        if assignments * d_expert >= SHARED_ELEMENTS:
+            return "loop"
+
         steps = MOST_PADDING_THREADS.get(dtype, OTHER_PADDING)
 
     return "padded" if any(work <= most_work and padding <= most for most_work, most in steps) else "loop"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from threading import current_thread
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe import dispatch
 from moe.config import apply
 from moe.experts import Experts
 from moe.presets import PRESETS
 from moe.routing import choose_experts, losses_of
 from moe.slots import arrange, choose
+from moe.threads import for_each
 
 SYNCS = (
     "tolist",
@@ -183,6 +186,57 @@ def test_compiled_whole_the_layer_gives_the_same_bits() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_threads_that_share_the_experts_compute_the_bits_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "PART_ELEMENTS", 1)  # each expert is a part
+    experts = make_experts()
+    experts.path = "loop"
+    x = torch.randn(64, 16, requires_grad=True)
+    gates = torch.rand(64, 2, requires_grad=True)
+    chosen = torch.rand(64, 8).topk(2).indices
+    load = torch.bincount(chosen.flatten(), minlength=8)
+    used: set[str] = set()
+
+    def noting(work: Callable[[Any], None], parts: Iterable[Any]) -> None:
+        def work_and_note(part: Any) -> None:
+            used.add(current_thread().name)
+            assert torch.get_num_threads() == 1
+            work(part)
+
+        for_each(work_and_note, parts)
+
+    def outcome() -> list[Tensor]:
+        y = experts(x, gates, chosen, load)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, gates, *experts.parameters()])]
+
+    monkeypatch.setattr(dispatch, "for_each", noting)
+    shared = outcome()
+    assert used
+    assert current_thread().name not in used
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(shared, outcome(), strict=True))
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_what_goes_wrong_in_a_thread_is_raised() -> None:
+    def work(piece: int) -> None:
+        if piece == 3:
+            raise ValueError("the third")
+
+    with pytest.raises(ValueError, match="the third"):
+        for_each(work, range(6))
+
+    for_each(work, range(3))
+
+
 def test_padding_is_chosen_for_little_work_and_even_loads_only() -> None:
     def path(loads: list[int], d_expert: int) -> str:
         return choose(loads, assignments=sum(loads), d_model=64, d_expert=d_expert, dtype=torch.float32, device="cpu")
@@ -191,16 +245,11 @@ def test_padding_is_chosen_for_little_work_and_even_loads_only() -> None:
     assert path([64] * 8, 64_000) == "loop"
     assert path([505, *[1] * 7], 64) == "loop"
     assert choose(None, assignments=512, d_model=64, d_expert=64_000, dtype=torch.float16, device="cuda") == "padded"
-    large: dict[str, Any] = {
-        "assignments": 4096,
-        "d_model": 384,
-        "d_expert": 1536,
-        "dtype": torch.float32,
-        "device": "cpu",
-    }
-    even = [512] * 8
-    assert [choose(even, **large, threads=threads) for threads in (1, 2)] == ["loop", "padded"]
-    assert choose([1024, *even[1:]], **large, threads=2) == "loop"  # one expert has twice the load
+    # With several threads a loop of little work costs more, one of much work is shared out.
+    some: dict[str, Any] = {"d_model": 384, "dtype": torch.float32, "device": "cpu"}
+    for threads, small, large in ((1, "loop", "loop"), (2, "padded", "loop")):
+        assert choose([79, *[63] * 15], assignments=1024, d_expert=384, threads=threads, **some) == small
+        assert choose([256] * 16, assignments=4096, d_expert=384, threads=threads, **some) == large
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
