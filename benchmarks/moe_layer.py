@@ -10,8 +10,9 @@ of the medians) over the rounds. On a machine that does other work as well, take
 time, and look at the minima.
 
 "masks" is the loop that most code begins with. HF is MixtralExperts of transformers with our router and gates, its
-weights held in the compute type, which spares it our casts; gated experts only. Its third backend, batched_mm, copies
-the weights for every token, which takes gigabytes here, and runs with --batched-mm only.
+weights held in the compute type, which spares it our casts; "cast" is its better backend with weights in fp32, as they
+are trained. Gated experts only. Its third backend, batched_mm, copies the weights for every token, which takes
+gigabytes here, and runs with --batched-mm only.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from moe.activation import activate
 from moe.allocator import keep_freed_memory
@@ -104,8 +106,12 @@ def layers(shape: Shape, hf_backends: tuple[str, ...]) -> Iterator[tuple[str, La
 
     if shape.kind == "swiglu":
         for backend in hf_backends:
-            theirs = _hf_experts(shape, backend)
+            theirs = _hf_experts(shape, backend).to(shape.dtype)
             yield f"hf {backend}", _hf(config, router, theirs), [router, *theirs.parameters()]
+
+        if hf_backends and shape.dtype != torch.float32:
+            theirs = _hf_experts(shape, "grouped_mm")
+            yield "hf grouped_mm, cast", _hf_cast(config, router, theirs), [router, *theirs.parameters()]
 
 
 def _weights(*shape: int, device: str) -> nn.Parameter:
@@ -162,7 +168,7 @@ def _hf_experts(shape: Shape, backend: str) -> nn.Module:
         num_experts_per_tok=shape.top_k,
     )
     config._experts_implementation = backend
-    experts: nn.Module = MixtralExperts(config).to(shape.device, shape.dtype)
+    experts: nn.Module = MixtralExperts(config).to(shape.device)
     for weights in experts.parameters():
         nn.init.normal_(weights, std=0.02)
 
@@ -173,6 +179,16 @@ def _hf(config: Config, router: Tensor, experts: nn.Module) -> Layer:
     def layer(x: Tensor) -> Tensor:
         gates, chosen, _ = _gates(config, router, x)
         y: Tensor = experts(x, chosen, gates)
+        return y
+
+    return layer
+
+
+def _hf_cast(config: Config, router: Tensor, experts: nn.Module) -> Layer:
+    def layer(x: Tensor) -> Tensor:
+        gates, chosen, _ = _gates(config, router, x)
+        weights = {name: weight.to(x.dtype) for name, weight in experts.named_parameters()}
+        y: Tensor = functional_call(experts, weights, (x, chosen, gates))
         return y
 
     return layer
@@ -235,24 +251,29 @@ def _timed(run: Callable[[], Any], x: Tensor) -> float:
     return _now(x) - start
 
 
-def print_ratios(device: str, kind: str, rounds: int, hf_backends: tuple[str, ...]) -> None:
-    """One row a shape and type: minimum (median) as a fraction of the dense layer's."""
+def print_ratios(device: str, kind: str, rounds: int, hf_backends: tuple[str, ...], only: str) -> None:
+    """One row a shape and type whose name has `only` in it: minimum (median) as a fraction of the dense layer's."""
     for dtype in (torch.float32, torch.float16 if device == "cuda" else torch.bfloat16):
-        print(f"\n{kind}, {dtype}\n")
-        for number, (n_experts, top_k, d_expert) in enumerate(SHAPES):
+        chosen = [sizes for sizes in SHAPES if only in _name(*sizes, dtype)]
+        for number, (n_experts, top_k, d_expert) in enumerate(chosen):
             shape = Shape(n_experts, top_k, d_expert, kind, dtype, device)
             before, times, after = peaks(shape), compare(shape, rounds, hf_backends), peaks(shape)
             flops, bandwidth = (max(pair) for pair in zip(before, after, strict=True))
             if number == 0:
+                print(f"\n{kind}\n")
                 print(f"| shape | dense ms | {' | '.join(list(times)[1:])} | GFLOP/s | GB/s | auto, of the floor |")
                 print(f"|{'---|' * (len(times) + 4)}")
 
             dense = times.pop("dense")
             cells = [f"{min(dense) / min(t):.2f} ({_middle(dense) / _middle(t):.2f})" for t in times.values()]
             floor = shape.products / flops + shape.bytes_moved / bandwidth
-            row = [f"E{n_experts} k{top_k} f{d_expert}", f"{min(dense) * 1e3:.1f}", *cells]
+            row = [_name(n_experts, top_k, d_expert, dtype), f"{min(dense) * 1e3:.1f}", *cells]
             row += [f"{flops / 1e9:.0f}", f"{bandwidth / 1e9:.0f}", f"{floor / min(times['auto']):.2f}"]
             print(f"| {' | '.join(row)} |", flush=True)
+
+
+def _name(n_experts: int, top_k: int, d_expert: int, dtype: torch.dtype) -> str:
+    return f"E{n_experts} k{top_k} f{d_expert} {str(dtype).removeprefix('torch.')}"
 
 
 def _middle(values: list[float]) -> float:
@@ -311,6 +332,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("swiglu", "geglu", "relu2", "mlp"), default="swiglu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="rows with this in their name, such as 'E64 k8 f384 bfloat16'")
     parser.add_argument("--table", action="store_true", help="measure where padding pays instead")
     parser.add_argument("--batched-mm", action="store_true", help="HF's batched_mm as well; needs about 30 GB")
     parser.add_argument("--malloc", choices=("kept", "default"), default="kept", help="kept: as moe.train allocates")
@@ -328,7 +350,7 @@ def main() -> None:
         print("transformers is not installed; its variants are left out")
         hf_backends = ()
 
-    print_ratios(arguments.device, arguments.kind, arguments.rounds, hf_backends)
+    print_ratios(arguments.device, arguments.kind, arguments.rounds, hf_backends, arguments.only)
 
 
 if __name__ == "__main__":

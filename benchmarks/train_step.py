@@ -139,11 +139,15 @@ def floor(config: Config, precision: Precision, flops: float, bandwidth: float) 
     return cost.flops_per_token * BATCH * config.seq_len / flops + moved / bandwidth
 
 
-def rows(device: str, rounds: int) -> Iterator[list[str]]:
-    """The cells of the table, a shape and precision after another."""
+def rows(device: str, rounds: int, only: str) -> Iterator[list[str]]:
+    """The cells of the table, a shape and precision after another, of those that have `only` in their name."""
     precisions: tuple[Precision, ...] = ("fp32", "fp16" if device == "cuda" else "bf16")
     for n_experts, top_k, d_expert, vocab_size in SHAPES:
         for precision in precisions:
+            name = f"E{n_experts} k{top_k} f{d_expert} V{vocab_size} {precision}"
+            if only not in name:
+                continue
+
             config = apply(
                 PRESETS["t4"],
                 {
@@ -162,7 +166,7 @@ def rows(device: str, rounds: int) -> Iterator[list[str]]:
             wall = {variant: [seconds.wall for seconds in steps] for variant, steps in times.items()}
             cpu = {variant: [seconds.cpu for seconds in steps] for variant, steps in times.items()}
             yield [
-                f"E{n_experts} k{top_k} f{d_expert} V{vocab_size} {precision}",
+                name,
                 f"{min(wall['dense']) * 1e3:.0f} ({statistics.median(wall['dense']) * 1e3:.0f})",
                 _ratio(wall, "ours"),
                 _ratio(cpu, "ours"),
@@ -185,13 +189,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="rows with this in their name, such as 'E64 k8 f384 V256 bf16'")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
 
     print("| step | dense ms | ours | CPU | masks | CPU | GFLOP/s | GB/s | ours, of the floor |")
     print(f"|{'---|' * 9}")
-    for cells in rows(arguments.device, arguments.rounds):
+    for cells in rows(arguments.device, arguments.rounds, arguments.only):
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
