@@ -39,9 +39,11 @@ def noise_of(pairs: Sequence[ScoredPair], *, apart_from: int | None = None) -> N
         pairs: all of the class.
         apart_from: an experiment whose confirmation is weighed against this noise and so must not be part of it.
 
-    None before any config of the class was trained with two seeds on both sides.
+    None before any config of the class was trained with two seeds on both sides. Screenings that got their second pair
+    because of the first are left out: treatments picked for a good first run differ too little in it, by about a third
+    of the variance.
     """
-    groups = [*_of_screening(pair for pair in pairs if pair.stage == "screen")]
+    groups = [*_of_screening(pair for pair in pairs if pair.stage == "screen" and not pair.extended)]
     confirmed: dict[int, list[float]] = defaultdict(list)
     for pair in pairs:
         if pair.stage == "confirm" and pair.experiment_id != apart_from:
@@ -49,18 +51,6 @@ def noise_of(pairs: Sequence[ScoredPair], *, apart_from: int | None = None) -> N
 
     groups += confirmed.values()
     return pool([group for group in groups if len(group) >= 2])
-
-
-def effects_of(pairs: Sequence[ScoredPair]) -> dict[int, list[float]]:
-    """The differences of each experiment, screening and confirmation together: how large effects are here.
-
-    Together they need no correction for which experiments were picked for confirmation (docs/evidence.md).
-    """
-    effects: dict[int, list[float]] = defaultdict(list)
-    for pair in pairs:
-        effects[pair.experiment_id].append(pair.treatment - pair.baseline)
-
-    return effects
 
 
 def _of_screening(pairs: Iterable[ScoredPair]) -> Iterable[list[float]]:

@@ -8,24 +8,28 @@ whoever queues it again continues its evidence.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 
 from agents.class_noise import noise_here
 from agents.discoveries import discoveries, level
-from agents.effort import pairs_for
 from agents.noise import Noise
 from agents.pairs import add_pairs
+from agents.prospects import HOPED
+from agents.screening import first_pairs
 from db.experiments import get_experiment
-from db.hypotheses import add_hypothesis, extend_hypothesis, fix_noise, get_hypothesis, list_hypotheses, note_claim
+from db.hypotheses import (
+    add_hypothesis,
+    extend_hypothesis,
+    fix_noise,
+    get_hypothesis,
+    list_hypotheses,
+    note_claim,
+    open_hypotheses,
+)
 from db.lab import Lab
 from db.queue import Queued
 from db.records import Claim, Experiment, Hypothesis
-
-HUGE = 16.0 / math.sqrt(2.0)
-"""An effect of 16 noise floors, in deviations of a pair. What not even that would decide is not worth a look, and the
-card has something to do meanwhile."""
 
 CLAIMS: tuple[Claim, ...] = ("improved", "worse", "equivalent")
 """What can be claimed; each is a family of its own, of whose claims at most 5 % are false on average."""
@@ -36,7 +40,7 @@ _LOWEST = 1_000_000
 
 
 def register(lab: Lab, experiment: Experiment) -> Hypothesis:
-    """Registers a hypothesis, and queues its first pairs: as many as a huge effect takes in the noise known now.
+    """Registers a hypothesis, and queues its first pair; two while the noise is not known well.
 
     The noise is that of the whole budget: while all runs were shorter screenings none is known, and the pairs show it.
     """
@@ -52,8 +56,7 @@ def register(lab: Lab, experiment: Experiment) -> Hypothesis:
         },
     )
     at_first_look(lab, hypothesis, noise, guard)
-    count = 2 if noise is not None and noise.sd == 0.0 else max(2, pairs_for(lab, HUGE, noise))
-    add_confirming_pairs(lab, experiment, min(count, lab.settings.max_pairs))
+    add_confirming_pairs(lab, experiment, first_pairs(noise))
     return hypothesis
 
 
@@ -86,10 +89,24 @@ def new_claims(lab: Lab, hypothesis: Hypothesis) -> list[Hypothesis]:
 
 def needed(lab: Lab, hypothesis: Hypothesis) -> float:
     """The e-value at which the hypothesis can be claimed improved as things stand; each claim of others lowers it."""
-    registered = list_hypotheses(lab.store, hypothesis.campaign)
-    position = 1 + [item.id for item in registered].index(hypothesis.id)
-    claims = sum(item.claim == "improved" for item in registered if item.id != hypothesis.id)
-    return 1.0 / level(position, claims)
+    others = _others(lab, hypothesis)
+    return 1.0 / level(_position(lab, hypothesis), sum(item.claim == "improved" for item in others))
+
+
+def hoped_level(lab: Lab, hypothesis: Hypothesis) -> float:
+    """The level to plan with: where some of the campaign's other open hypotheses are claimed improved as well."""
+    others = _others(lab, hypothesis)
+    open_still = open_hypotheses(lab.store)
+    hoped = sum(1.0 if item.claim == "improved" else HOPED * (item.id in open_still) for item in others)
+    return level(_position(lab, hypothesis), hoped)
+
+
+def _position(lab: Lab, hypothesis: Hypothesis) -> int:
+    return 1 + [item.id for item in list_hypotheses(lab.store, hypothesis.campaign)].index(hypothesis.id)
+
+
+def _others(lab: Lab, hypothesis: Hypothesis) -> list[Hypothesis]:
+    return [item for item in list_hypotheses(lab.store, hypothesis.campaign) if item.id != hypothesis.id]
 
 
 def _accepted(registered: Sequence[Hypothesis], claim: Claim) -> list[Hypothesis]:

@@ -37,8 +37,11 @@ def share(position: int) -> float:
     return float((position + _OFFSET) ** -_POWER / _TOTAL)
 
 
-def level(position: int, claims_before: int, alpha: float = ALPHA) -> float:
-    """What the hypothesis at `position` is tested at, after `claims_before` other claims: it needs 1 / level."""
+def level(position: int, claims_before: float, alpha: float = ALPHA) -> float:
+    """What the hypothesis at `position` is tested at, after `claims_before` other claims: it needs 1 / level.
+
+    Plans may expect a broken number of claims.
+    """
     return alpha * share(position) * (claims_before + 1)
 
 

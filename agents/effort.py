@@ -28,7 +28,7 @@ def what_it_takes(lab: Lab, experiment: Experiment, seconds: float | None) -> st
     parts = []
     for floors in FLOORS:
         count = pairs_for(lab, floors / math.sqrt(2.0), noise)
-        time = "" if seconds is None else f" ({_minutes(2 * count * seconds)})"
+        time = "" if seconds is None else f" ({minutes(2 * count * seconds)})"
         parts.append(f"{floors} noise floor{'s' * (floors > 1)} about {count} pairs{time}")
 
     floor = "not measured yet" if noise is None else f"{noise.sd / math.sqrt(2.0):.2g} {experiment.metric}"
@@ -39,7 +39,7 @@ def quote(lab: Lab, experiment: Experiment, count: int) -> str:
     """What so many pairs take, such as "about 12 pairs, 40 min"."""
     runner = next((item for item in list_runners(lab.store) if item.hardware_class == experiment.hardware_class), None)
     seconds = preflight(lab, configs_of(experiment)[1], runner).seconds
-    return f"about {count} pairs" + ("" if seconds is None else f", {_minutes(2 * count * seconds)}")
+    return f"about {count} pairs" + ("" if seconds is None else f", {minutes(2 * count * seconds)}")
 
 
 def noise_ahead(lab: Lab, experiment: Experiment, screened: Noise) -> Noise:
@@ -59,7 +59,7 @@ def pairs_for(lab: Lab, effect: float, noise: Noise | None) -> int:
     return pairs_needed(effect, hypotheses=len(list_hypotheses(lab.store)) + 1, df=0.0 if noise is None else noise.df)
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
 

@@ -1,9 +1,9 @@
 """What the runs say of a hypothesis. No model, no torch; this module alone decides the words.
 
-First an experiment is screened, on a few pairs that may share baselines and train for a part of the budget. That claims
-nothing: it is promising, or it is not. What is promising is registered and confirmed on new pairs
-(agents/confirmation.py), judged after each of them by agents/evidence.py: an e-value and an interval that hold however
-often one looks.
+First an experiment is screened, on a few pairs that may share baselines and train for a part of the budget, or on one
+where that tells enough (agents/screening.py). That claims nothing: it is promising, or it is not. What is promising is
+registered and confirmed on new pairs (agents/confirmation.py), judged after each of them by agents/evidence.py: an
+e-value and an interval that hold however often one looks.
 
     improved          the evidence that it is better suffices for a claim: of all that a campaign claims to be
     worse             improved, at most 5 % is false on average, and likewise of worse and of
@@ -22,22 +22,32 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from agents.class_noise import effects_of, noise_here
-from agents.confirmation import CLAIMS, add_confirming_pairs, at_first_look, needed, new_claims, noise_known, register
+from agents.class_noise import noise_here
+from agents.confirmation import (
+    CLAIMS,
+    add_confirming_pairs,
+    at_first_look,
+    hoped_level,
+    needed,
+    new_claims,
+    noise_known,
+    register,
+)
 from agents.continuing import evidence_elsewhere
+from agents.effects import expected_effect
 from agents.effort import noise_ahead, pairs_for, quote
 from agents.evidence import bounded
 from agents.gates import disturbed, pair_problem, probe_problem, seed_problem
 from agents.noise import Noise
 from agents.pace import pace
-from agents.pairs import configs_of, trains_nothing
+from agents.pairs import add_pairs, configs_of
 from agents.prospects import is_futile
-from agents.shrinkage import shrunk
+from agents.screening import outlook
 from agents.sides import has_ended, is_scored, mean_of, value_of, why_lost
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, method_of, sentence_of, together
 from db.cards import experiment_kwh
-from db.comparisons import Pair, paired_seconds, pairs, scored_pairs
+from db.comparisons import Pair, paired_seconds, pairs
 from db.experiments import add_verdict, get_experiment, latest_verdict, mark_judged, move_experiment
 from db.hypotheses import get_hypothesis, note_evidence
 from db.lab import Lab
@@ -55,10 +65,6 @@ from db.records import (
 )
 from moe.accounting import account
 from moe.post.stages import as_served
-
-PROMISING = 1.0
-"""Standard errors by which the mean of a screening must be better. Five of six nulls end here and cost no confirmation;
-a gain of two noise floors passes with two pairs in about 84 of 100 cases."""
 
 
 def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
@@ -184,7 +190,8 @@ class _Judgement:
         if self.experiment.guard_metric is not None:
             self.guard_noise = noise_here(self.lab, self.experiment, self.experiment.guard_metric, self.stage)
 
-    def _outlook(self, weighed: Weighed | None) -> tuple[Screening, str | None]:
+    def _outlook(self, weighed: Weighed | None) -> tuple[Screening | None, str | None]:
+        """What the screening promises, or None where it needs another pair; and why."""
         guard = self._guard()
         margin = self.experiment.guard_margin or 0.0
         if weighed is None or self.noise is None:
@@ -194,9 +201,12 @@ class _Judgement:
             return "not promising", f"{self.experiment.guard_metric} loses more than the margin of {margin:g}"
 
         gain = -weighed.effect if self.experiment.direction == "lower" else weighed.effect
-        error = self.noise.sd / math.sqrt(len(self.scored))
-        if gain <= PROMISING * error:
-            return "not promising", None
+        word = outlook(gain, len(self.scored), self.noise)
+        if word is None:
+            return None, "it is better, but not by so much that one pair tells: a second one follows"
+
+        if word == "not promising":
+            return word, None
 
         most = self.lab.settings.max_pairs
         noise = noise_ahead(self.lab, self.experiment, self.noise)
@@ -207,13 +217,16 @@ class _Judgement:
 
         return "promising", quoted
 
-    def _after_screening(self, said: Screening, weighed: Weighed | None, reason: str | None) -> Verdict:
+    def _after_screening(self, said: Screening | None, weighed: Weighed | None, reason: str | None) -> Verdict:
         goes_on = said == "promising" or self.experiment.confirm == "always"
+        final = said is not None and not goes_on
         verdict = self._write(
-            "no evidence yet", screening=said, weighed=weighed, reason=reason, guard=self._guard(), final=not goes_on
+            "no evidence yet", screening=said, weighed=weighed, reason=reason, guard=self._guard(), final=final
         )
         if goes_on:
             register(self.lab, self.experiment)
+        elif not final:
+            add_pairs(self.lab, self.experiment, range(1, len(self.found) + 2))
 
         return verdict
 
@@ -229,7 +242,7 @@ class _Judgement:
         if self.experiment.confirm == "always":
             return None  # who asked for it whatever screening says wants to know also how bad it is
 
-        level = 1.0 / needed(self.lab, hypothesis)
+        level = hoped_level(self.lab, hypothesis)
         if is_futile(differences, self.noise, better=self.experiment.direction, level=level, max_pairs=most):
             return f"that it is ever claimed within {most} pairs (max_pairs) has become improbable"
 
@@ -255,22 +268,13 @@ class _Judgement:
         return bounded(known, worst=size if _lower_is_better(self.experiment, metric) else -size)
 
     def _expected(self, weighed: Weighed) -> float | None:
-        """The true effect to expect: the one of all pairs so far, drawn toward what effects have been in this class."""
         if self.share < 1.0:
             return None  # of the whole budget a shorter training says no size
 
-        if self.lost or self.noise is None or self.noise.sd <= 0.0:
+        if self.lost:
             return weighed.effect
 
-        found = scored_pairs(
-            self.lab.store,
-            self.experiment,
-            self.experiment.metric,
-            same_checkpoint=trains_nothing(self.experiment),
-        )
-        effects = {key: (fmean(values), len(values)) for key, values in effects_of(found).items()}
-        effect, n = effects.pop(self.experiment.id, (weighed.effect, len(self.scored)))
-        return shrunk(effect, n, self.noise, list(effects.values()))
+        return expected_effect(self.lab, self.experiment, weighed.effect, len(self.scored))
 
     def _beside(self, weighed: Weighed | None) -> str | None:
         combined = self.experiment.combines_id

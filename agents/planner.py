@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.class_noise import noise_here
 from agents.confirmation import go_on
 from agents.continuing import evidence_elsewhere
-from agents.effort import what_it_takes
+from agents.effort import minutes, what_it_takes
 from agents.hands import target_runner
 from agents.pairs import add_pairs, configs_of, run_values
 from agents.preflight import preflight
 from agents.room import disk_note, disk_problem
 from agents.rungs import rung_for, rung_notes
+from agents.screening import first_pairs
 from agents.textsets import pin_text_set
 from db.errors import RefusedError
 from db.experiments import get_experiment, move_experiment, plan_experiment
@@ -77,7 +79,8 @@ def enqueue(
     Args:
         experiment_ids: approved ones; also failed and cancelled ones, and concluded ones whose evidence shall grow: by
             more seeds of screening, or, where a confirmation has begun or is asked for, by more new pairs.
-        seeds: pairs of runs that screen it, min_seeds to max_seeds of the configuration.
+        seeds: pairs of runs that screen it, min_seeds to max_seeds of the configuration. If not given, as few as will
+            do: two where the noise is not known well yet, otherwise one, and a second where that leaves it open.
         priority: higher goes first.
         confirm: confirm it on new pairs whatever the screening says.
         ablate: instead, take the trained models of concluded ones apart, and score each without each of its parts.
@@ -104,7 +107,7 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
     if runner is None:
         raise RefusedError("no runner is known yet, so the hardware class of the runs is not; start one with run")
 
-    count = _screening_seeds(lab, experiment, seeds, confirm=confirm)
+    was = experiment.status
     _same_hardware(experiment, runner)
     if elsewhere := evidence_elsewhere(lab.store, experiment_id, runner.hardware_class):
         raise RefusedError(f"experiment {experiment_id} cannot go on here: {elsewhere}")
@@ -128,6 +131,7 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
     pin_text_set(lab, experiment)
     move_experiment(lab.store, experiment_id, "queued", allowed=_MAY_QUEUE)
     experiment = get_experiment(lab.store, experiment_id)
+    count = _screening_seeds(lab, experiment, seeds, goes_on=was == "concluded" and not confirm)
     added = add_pairs(lab, experiment, range(1, count + 1))
     if get_hypothesis(lab.store, experiment_id) is not None:
         added += go_on(lab, experiment_id)
@@ -144,8 +148,16 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
         seconds=_training_seconds(added, {"screen": short.seconds, "confirm": cost.seconds}),
         memory_bytes=cost.memory_bytes,
         micro_batch_size=cost.micro_batch_size,
-        notes=[*rung_notes(experiment, rung, count), *notes],
+        notes=[*rung_notes(experiment, rung, count), *_second_pair(count, short.seconds), *notes],
     )
+
+
+def _second_pair(count: int, seconds: float | None) -> list[str]:
+    if count > 1:
+        return []
+
+    time = "" if seconds is None else f" ({minutes(2 * seconds)})"
+    return [f"screened on 1 pair; a second one{time} follows only where the first leaves the question open"]
 
 
 def _training_seconds(added: Iterable[Queued], each: Mapping[Stage, float | None]) -> float | None:
@@ -154,19 +166,23 @@ def _training_seconds(added: Iterable[Queued], each: Mapping[Stage, float | None
     return sum(known) if len(known) == len(times) else None
 
 
-def _screening_seeds(lab: Lab, experiment: Experiment, seeds: int | None, *, confirm: bool) -> int:
-    """How many pairs screen the experiment.
+def _screening_seeds(lab: Lab, experiment: Experiment, seeds: int | None, *, goes_on: bool) -> int:
+    """How many pairs screen the experiment, to begin with.
+
+    Args:
+        goes_on: whether more seeds of screening are what a concluded one is queued for, unless it is registered.
 
     Raises:
         RefusedError: too few or too many; or it is concluded, and nothing more is asked of it.
     """
-    least, most = lab.settings.min_seeds, lab.settings.max_seeds
+    first = first_pairs(noise_here(lab, experiment, experiment.metric, "screen"))
+    least, most = max(lab.settings.min_seeds, first), lab.settings.max_seeds
     count = max(least, experiment.seeds) if seeds is None else seeds
     if not least <= count <= most:
-        raise RefusedError(f"seeds={count} is outside {least} to {most} (min_seeds, max_seeds)")
+        why = "" if count != 1 or lab.settings.min_seeds > 1 else "; one will do once the noise is known better"
+        raise RefusedError(f"seeds={count} is outside {least} to {most} (min_seeds, max_seeds{why})")
 
-    registered = get_hypothesis(lab.store, experiment.id)
-    if experiment.status == "concluded" and registered is None and not confirm and count <= experiment.seeds:
+    if goes_on and get_hypothesis(lab.store, experiment.id) is None and count <= experiment.seeds:
         raise RefusedError(
             f"experiment {experiment.id} is concluded with {experiment.seeds} seeds; to go on, ask for more than that, "
             "or for its confirmation on new pairs (confirm)"

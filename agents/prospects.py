@@ -12,9 +12,13 @@ from agents.evidence import Better, Moments, log_evidence
 from agents.noise import Noise
 from agents.student import quantile
 
-FUTILE = 0.2
+FUTILE = 0.15
 """A claim less probable than this is not worth waiting for: of .05 to .5 a good compromise between GPU time for a true
 claim and true claims (benchmarks/race.py)."""
+
+HOPED = 0.5
+"""The share of the other open hypotheses that are counted on to be claimed, which lowers what one needs. With 0 a sixth
+of the claims of one deviation is given up (benchmarks/race.py)."""
 
 MOST_PAIRS = 10_000
 
@@ -56,8 +60,7 @@ def is_futile(
 
     The probability is predicted with every effect equally likely beforehand; the evidence that can just be hoped for is
     compared with what a claim needs. Stopping for this costs power, never validity. `level` should count on the claims
-    that open hypotheses may still bring (agents.discoveries.level): with half of them, little is given up that the rest
-    of a campaign would have rescued.
+    that open hypotheses may still bring (agents.confirmation.hoped_level).
     """
     n, mean, squares = Moments.of(differences)
     sd, df = (noise.sd, noise.df) if noise is not None else (0.0, 0.0)

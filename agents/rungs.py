@@ -52,7 +52,8 @@ def rung_notes(experiment: Experiment, rung: Rung, pairs: int) -> list[str]:
     if rung.share < 1.0:
         config, _ = configs_of(experiment, "screen")
         size = f"{config.budget_tokens:,} tokens" if config.budget_tokens else f"{config.budget_seconds:g} s"
-        notes.append(f"screened on {pairs} pairs at {_of_budget(rung.share)} ({size} a run): that ranks, no more")
+        noun = "pair" if pairs == 1 else "pairs"
+        notes.append(f"screened on {pairs} {noun} at {_of_budget(rung.share)} ({size} a run): that ranks, no more")
 
     return notes
 

@@ -3,7 +3,8 @@
 Empirical Bayes: the effects of the other experiments tell how effects are spread, as a histogram with a spike at zero,
 fitted by marginal likelihood (Kiefer and Wolfowitz 1956; Stephens 2017, Biostatistics 18:2). It starts from
 PRIOR_EXPERIMENTS imagined ones, so a young lab leans on those. A posterior mean needs no correction for when one
-stopped or which experiment one looks at, as long as `others` holds them all and not only the successes.
+stopped or which experiment one looks at, as long as `others` holds them all and not only the successes, and as long as
+the noise is right: where it is taken for too small, luck looks like a spread of effects.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from agents.noise import Noise
 EDGES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 11.0, 16.0, 23.0, 32.0)
 """Of the histogram's bins on either side of zero, in deviations of a pair."""
 
-PRIOR_EXPERIMENTS = 2.0
-"""How many experiments the imagined distribution counts as: half do nothing, half act with a scale of PRIOR_SIZES."""
+PRIOR_EXPERIMENTS = 1.0
+"""How many experiments the imagined distribution counts as. If it were 2, half of them nulls, gains of half a deviation
+would be expected too large by .04 more where luck has them claimed, and larger ones as they are (benchmarks.shrinkage).
+"""
+
+PRIOR_NULLS = 0.8
+"""The share of the imagined experiments that do nothing; the others act with a scale of PRIOR_SIZES."""
 
 PRIOR_SIZES = (0.5, 1.5, 4.0)
 
@@ -89,4 +95,4 @@ def _prior() -> list[float]:
     slabs = [NormalDist(0.0, size) for size in PRIOR_SIZES]
     bins = [math.fsum(slab.cdf(high) - slab.cdf(low) for slab in slabs) for low, high in _BINS]
     total = math.fsum(bins)
-    return [0.5, *(0.5 * share / total for share in bins)]
+    return [PRIOR_NULLS, *((1.0 - PRIOR_NULLS) * share / total for share in bins)]

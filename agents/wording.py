@@ -73,8 +73,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         return f"{change}: {found.screening or found.word}, {found.reason}."
 
     new = "new " if found.stage == "confirm" else "screening "
+    noun = "pair" if found.pairs == 1 else "pairs"
     effect = _span(found.deviation, found.effect, *found.interval)
-    facts = f"{experiment.metric} {effect} over {found.pairs} {new}pairs"
+    facts = f"{experiment.metric} {effect} over {found.pairs} {new}{noun}"
     if found.share < 1.0:
         facts += f" at {part(found.share)} of the budget"
 

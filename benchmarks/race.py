@@ -4,7 +4,7 @@
 
 LABS (200) labs try 100 ideas each, 20 of which lower the metric, with the noise of benchmarks/verdicts.py. Everyone
 knows the noise from the same 10 earlier pairs, and pays for every run: rivals share one baseline run a seed among
-all ideas; ours screens so too, on one seed or (as agents/judge.py does) two, and then confirms with fresh runs on both
+all ideas; ours screens so too, as agents/judge.py does on one seed or two, and then confirms with fresh runs on both
 sides, up to 24 pairs. Each way is shown at its nominal level, and at the one at which 5 % of its claims are false in
 fact, which only somebody who knows the truth can choose.
 
@@ -24,7 +24,8 @@ from scipy.special import stdtr
 
 from agents.discoveries import ALPHA
 from agents.evidence import SPREADS
-from agents.prospects import pairs_needed
+from agents.screening import PROMISING
+from benchmarks.screening import Screened, least_effect, screen
 from benchmarks.verdicts import (
     HYPOTHESES,
     KNOWN_PAIRS,
@@ -122,16 +123,13 @@ def permutation_test(labs: Labs) -> Floats:
 class Confirmation:
     """Ours: what looks promising on shared baselines is registered, and confirmed on fresh pairs by e-values.
 
-    Promising is what is better by so many standard errors on its first seeds, and so much better in all that a gain of
-    that size can be confirmed within MAX_PAIRS.
+    Promising is also so much better that a gain of that size can be confirmed within MAX_PAIRS.
     """
 
-    def __init__(self, labs: Labs, spreads: Spreads, seeds: int, errors: float) -> None:
-        screened = (labs.treatment - labs.baseline)[..., :seeds].mean(axis=-1) / labs.sd[..., 0]
-        promising = (screened < -errors / np.sqrt(seeds)) & (screened < -_least_effect())
-        self.labs, self.seeds = labs, seeds
-        self.order = np.argsort(~promising, axis=1, kind="stable")
-        self.registered = np.take_along_axis(promising, self.order, 1)
+    def __init__(self, labs: Labs, screened: Screened, spreads: Spreads = SPREADS) -> None:
+        self.labs, self.screened = labs, screened
+        self.order = np.argsort(~screened.promising, axis=1, kind="stable")
+        self.registered = np.take_along_axis(screened.promising, self.order, 1)
         most = int(self.registered.sum(axis=1).max())
         self.order, self.registered = self.order[:, :most], self.registered[:, :most]
         its = paths(np.take_along_axis(labs.confirmation, self.order[..., None], 1), labs.sd, KNOWN_PAIRS - 1.0)
@@ -145,7 +143,14 @@ class Confirmation:
         claimed = np.zeros(self.labs.real.shape, dtype=bool)
         np.put_along_axis(claimed, self.order, found, 1)
         pairs = (stopped * self.registered).sum(axis=1).mean()
-        return outcome(self.labs, claimed, self.seeds * (1.0 + HYPOTHESES) + 2.0 * float(pairs))
+        return outcome(self.labs, claimed, self.screened.runs + 2.0 * float(pairs))
+
+
+def screened_on(labs: Labs, seeds: int, errors: float) -> Screened:
+    """Everything screened on so many seeds, and promising that is better by so many standard errors."""
+    mean = (labs.treatment - labs.baseline)[..., :seeds].mean(axis=-1) / labs.sd[..., 0]
+    promising = (mean < -errors / np.sqrt(seeds)) & (mean <= -least_effect(MAX_PAIRS))
+    return Screened(promising, np.full(mean.shape, seeds))
 
 
 def main(count: int) -> None:
@@ -169,6 +174,7 @@ def main(count: int) -> None:
 def _ways(labs: Labs) -> dict[str, tuple[float, Callable[[float], Outcome]]]:
     """Every way with its nominal level, and what comes of it at any."""
     one, three, five, permuted = t_test(labs, 1), t_test(labs, 3), t_test(labs, 5), permutation_test(labs)
+    ours = screen(labs.treatment - labs.baseline, labs.sd, least_effect(MAX_PAIRS))
 
     def by_hochberg(p: Floats, seeds: int) -> Callable[[float], Outcome]:
         runs = float(seeds * (HYPOTHESES + 1))
@@ -182,16 +188,11 @@ def _ways(labs: Labs) -> dict[str, tuple[float, Callable[[float], Outcome]]]:
         "3 seeds, t-test, BH": (ALPHA, by_hochberg(three, 3)),
         "5 seeds, t-test, BH": (ALPHA, by_hochberg(five, 5)),
         "5 seeds, permutation, BH": (ALPHA, by_hochberg(permuted, 5)),
-        "screen on 2 seeds, confirm by e-values": (ALPHA, Confirmation(labs, SPREADS, 2, 1.0).at),
-        "screen on 1 seed, confirm by e-values": (ALPHA, Confirmation(labs, SPREADS, 1, 1.5).at),
-        "the same, trusting that all scatter alike": (ALPHA, Confirmation(labs, ((1.0, 1.0),), 1, 1.5).at),
+        "screen on 1 or 2 seeds, confirm by e-values": (ALPHA, Confirmation(labs, ours).at),
+        "the same, screened on 2": (ALPHA, Confirmation(labs, screened_on(labs, 2, PROMISING)).at),
+        "the same, screened on 1": (ALPHA, Confirmation(labs, screened_on(labs, 1, 1.5)).at),
+        "ours, trusting that all scatter alike": (ALPHA, Confirmation(labs, ours, ((1.0, 1.0),)).at),
     }
-
-
-def _least_effect() -> float:
-    """The smallest gain that the judge thinks can be confirmed as the tenth hypothesis of a campaign."""
-    sizes = (float(size) for size in np.arange(0.2, 6.0, 0.05))
-    return next(size for size in sizes if pairs_needed(size, hypotheses=10, df=KNOWN_PAIRS - 1.0) <= MAX_PAIRS)
 
 
 def _at_five_percent(at: Callable[[float], Outcome]) -> Outcome | None:

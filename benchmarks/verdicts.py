@@ -1,11 +1,12 @@
-"""How often verdicts are wrong: false claims, coverage and shrinkage over simulated labs with the noise of real runs.
+"""How often verdicts are wrong: false claims and coverage over simulated labs with the noise of real runs.
 
-    .venv/bin/python -m benchmarks.verdicts [LABS]
+    .venv/bin/python -m benchmarks.verdicts [LABS [TABLE ...]]
 
 LABS (1,000) labs of 100 registered hypotheses each, peeking after every pair. The noise is resampled from residuals of
 real runs (benchmarks/data/, made by benchmarks.replicates and benchmarks.curves), scaled so that the difference of a
 pair has deviation 1; a lab knows it from 10 earlier pairs. The formulas are those of agents/evidence.py over arrays,
-and main() checks them against it. benchmarks.race compares with other ways to claim a gain.
+and main() checks them against it. benchmarks.race compares with other ways to claim a gain, benchmarks.shrinkage looks
+at the gains that are to be expected.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,7 @@ from scipy.special import stdtr, stdtrit
 from agents.discoveries import ALPHA, share
 from agents.evidence import SIZES, SPREADS, Better, Moments, log_evidence
 from agents.noise import Noise
-from agents.prospects import FUTILE, pairs_needed
-from agents.shrinkage import shrunk
+from agents.prospects import FUTILE, HOPED, pairs_needed
 
 DATA = Path(__file__).parent / "data" / "replicates.csv"
 CURVES = Path(__file__).parent / "data" / "curves.csv"
@@ -150,18 +150,19 @@ def claims(log_e_values: Floats, ahead: Floats, shares: Floats, alpha: float) ->
         shares: of alpha, by position.
 
     Returns which are claimed, and at how many pairs each one stopped: when it is claimed, or when it is futile even if
-    half of the open ones are claimed as well.
+    a share HOPED of the other open ones is claimed as well.
     """
     labs, hypotheses, pairs = log_e_values.shape
     claimed = np.zeros((labs, hypotheses), dtype=bool)
-    open_still = np.ones((labs, hypotheses), dtype=bool)
+    open_still = np.isfinite(log_e_values[..., 0])
     stopped = np.full((labs, hypotheses), pairs)
     frozen = np.full((labs, hypotheses), -np.inf)
     for look in range(pairs):
         frozen = np.where(open_still, log_e_values[..., look], frozen)
         claimed = online_e_bh(frozen, shares, alpha)
-        hoped = claimed.sum(axis=1) + 0.5 * (open_still & ~claimed).sum(axis=1)
-        aim = -np.log(alpha * shares[None, :] * np.maximum(hoped, 1.0)[:, None])
+        others = np.maximum((open_still & ~claimed).sum(axis=1) - 1, 0)
+        hoped = claimed.sum(axis=1) + HOPED * others + 1.0
+        aim = -np.log(alpha * shares[None, :] * hoped[:, None])
         ended = open_still & (claimed | (ahead[..., look] < aim))
         stopped[ended] = look + 1
         open_still &= ~ended
@@ -178,10 +179,23 @@ def online_e_bh(log_e_values: Floats, shares: Floats, alpha: float) -> Bools:
     return np.asarray(needed <= most[:, None])
 
 
-def main(labs: int) -> None:
-    """Prints the tables."""
-    draw = np.random.default_rng(20261123)
+def main(labs: int, only: Sequence[str] = ()) -> None:
+    """Prints the tables, or some of them. Each draws for itself, so that one printed alone is the same as among all."""
     noise = residuals("nano")
+    tables: dict[str, Callable[[np.random.Generator], None]] = {
+        "nulls": lambda draw: _all_nulls(draw, noise, labs),
+        "mixed": lambda draw: _all_mixed(draw, labs),
+        "coverage": lambda draw: _coverage(draw, noise, labs),
+        "lost": lambda draw: _lost(draw, noise, labs),
+        "planned": lambda draw: _planned(draw, noise, labs),
+        "real": lambda draw: _real_comparisons(),
+    }
+    for number, (name, table) in enumerate(tables.items()):
+        if not only or name in only:
+            table(np.random.default_rng(20261123 + 1000 * number))
+
+
+def _all_nulls(draw: np.random.Generator, noise: Floats, labs: int) -> None:
     _check(draw, noise)
     print(f"{labs:,} labs of {HYPOTHESES} hypotheses that do nothing: labs with any claim (%)\n")
     print("| noise | spread of treatments | improved | worse | one hypothesis at .05 | at .01 | at .002 |")
@@ -193,18 +207,14 @@ def main(labs: int) -> None:
         source = draw.normal(0.0, np.sqrt(0.5), 100_000) if kind == "normal" else residuals(kind)
         _nulls(draw, source, kind, spread, labs)
 
+
+def _all_mixed(draw: np.random.Generator, labs: int) -> None:
     print(f"\n{labs:,} labs of 80 nulls and 20 real effects: nominal 5 %\n")
     print("| noise | effect | false share of claims (%) | real ones claimed (%) | pairs a real one | pairs a null |")
     print("|---|---|---|---|---|---|")
     for kind in ("nano", "micro"):
         for sizes in ((0.5,), (1.0,), (2.0,), (4.0,), (0.5, 1.0, 2.0, 4.0)):
             _mixed(draw, residuals(kind), kind, sizes, labs)
-
-    _coverage(draw, noise, labs)
-    _shrinkage(draw, noise, max(10, labs // 20))
-    _lost(draw, noise, labs)
-    _planned(draw, noise, labs)
-    _real_comparisons()
 
 
 def _check(draw: np.random.Generator, noise: Floats) -> None:
@@ -278,37 +288,6 @@ def _coverage(draw: np.random.Generator, noise: Floats, labs: int) -> None:
         print(f"spread {spread}: {np.mean(np.concatenate(held)):.2%} | {np.mean(np.concatenate(held_at_stop)):.2%}")
 
 
-def _shrinkage(draw: np.random.Generator, noise: Floats, labs: int) -> None:
-    """As the judge does it: screened on two pairs with shared baselines, then confirmed; all pairs count."""
-    print(
-        f"\nclaimed effects less the true ones, in deviations of a pair ({labs} labs of 80 nulls and 20 real effects)\n"
-    )
-    print("| effect | claims | observed | expected (shrunk) | standard error |\n|---|---|---|---|---|")
-    for sizes in ((0.5,), (1.0,), (2.0,), (4.0,), (0.5, 1.0, 2.0, 4.0)):
-        effects, sd = mixed_effects(draw, sizes, labs), known_noise(draw, noise, labs)
-        screening = effects[..., None] + draw.choice(noise, (labs, HYPOTHESES, 2)) - draw.choice(noise, (labs, 1, 2))
-        screened = screening.mean(axis=-1)
-        registered = screened < -sd[..., 0] / np.sqrt(2.0)
-        its = paths(draw_differences(draw, noise, effects, PAIRS), sd, KNOWN_PAIRS - 1.0)
-        nothing = np.where(registered[..., None], 0.0, -np.inf)
-        claimed, stopped = claims(log_e(its) + nothing, log_e_ahead(its, PAIRS) + nothing, SHARES, ALPHA)
-        confirmed = np.take_along_axis(its.mean, stopped[..., None] - 1, -1)[..., 0]
-        pairs = 2 + np.where(registered, stopped, 0)
-        means = (2.0 * screened + (pairs - 2) * confirmed) / pairs
-        naive, better = [], []
-        for lab in range(labs):
-            known = Noise(sd=float(sd[lab, 0, 0]), df=KNOWN_PAIRS - 1.0)
-            rows = list(zip(means[lab].tolist(), pairs[lab].tolist(), strict=True))
-            for index in np.flatnonzero(claimed[lab])[:8]:
-                mean, n = rows[index]
-                naive.append(confirmed[lab, index] - effects[lab, index])
-                better.append(shrunk(mean, n, known, rows[:index] + rows[index + 1 :]) - effects[lab, index])
-
-        name = "mixed" if len(sizes) > 1 else f"{sizes[0]}"
-        error = np.std(better) / np.sqrt(len(better))
-        print(f"| {name} | {len(naive)} | {np.mean(naive):+.3f} | {np.mean(better):+.3f} | {error:.3f} |", flush=True)
-
-
 def _lost(draw: np.random.Generator, noise: Floats, labs: int) -> None:
     print("\nnulls whose worst 24 % of pairs are lost: called improved at .05\n")
     count = 20 * labs
@@ -371,4 +350,4 @@ def _chunks(labs: int, most: int = 100) -> list[int]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else LABS)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else LABS, sys.argv[2:])

@@ -60,13 +60,14 @@ class Origin:
 @dataclass(frozen=True, kw_only=True)
 class ScoredPair:
     """Both scores of a pair somewhere in the class. Runs of one fingerprint are of one config; of equal seed and stage,
-    they are the same run."""
+    they are the same run. extended: its experiment had further screening pairs because of what the first one said."""
 
     experiment_id: int
     stage: Stage
     seed: int
     baseline_fingerprint: str
     treatment_fingerprint: str
+    extended: bool
     baseline: float
     treatment: float
 
@@ -145,6 +146,8 @@ def scored_pairs(
         f"""
         SELECT mine.experiment_id, treated.purpose AS stage, treated.seed,
                base.fingerprint AS baseline_fingerprint, treated.fingerprint AS treatment_fingerprint,
+               EXISTS (SELECT 1 FROM verdicts AS first WHERE first.experiment_id = class.id
+                         AND first.stage = 'screen' AND first.pairs = 1) AS extended,
                json_extract(base.score, :path) AS baseline, json_extract(treated.score, :path) AS treatment
         FROM (SELECT * FROM (
                   SELECT experiments.id, experiments.screen_share
@@ -172,4 +175,8 @@ def scored_pairs(
             "share": share,
         },
     )
-    return [ScoredPair(**row) for row in rows if row["baseline"] is not None and row["treatment"] is not None]
+    return [
+        ScoredPair(**row | {"extended": bool(row["extended"])})
+        for row in rows
+        if row["baseline"] is not None and row["treatment"] is not None
+    ]

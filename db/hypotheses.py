@@ -25,6 +25,17 @@ def list_hypotheses(store: Store, campaign: str | None = None) -> list[Hypothesi
     return [Hypothesis.of(row) for row in rows]
 
 
+def open_hypotheses(store: Store) -> set[int]:
+    """Ids of those that are being confirmed: neither claimed nor given up."""
+    rows = store.rows(
+        """
+        SELECT hypotheses.id FROM experiments JOIN hypotheses ON hypotheses.experiment_id = experiments.id
+        WHERE experiments.status IN ('queued', 'running') AND hypotheses.claim IS NULL
+        """
+    )
+    return {row["id"] for row in rows}
+
+
 def add_hypothesis(store: Store, values: dict[str, Any]) -> Hypothesis:
     """Registers one; `values` are its columns without id, evidence and times."""
     stamp = utc_now()

@@ -114,8 +114,9 @@ class Settings(BaseSettings):
     """What new suggestions are compared with: the config that confirmed gains have led to, or always the preset."""
     baseline: dict[str, bool | int | float | str] = {}
     """Fields of moe.config changed in every baseline of this lab, such as budget_tokens."""
-    min_seeds: Annotated[int, Field(ge=2, le=20)] = 2
-    """Pairs of runs that screen an experiment."""
+    min_seeds: Annotated[int, Field(ge=1, le=20)] = 1
+    """Fewest pairs of runs that screen an experiment. With 1 there is a second one where the noise is not known well
+    yet, or the first leaves the question open (agents/screening.py)."""
     max_seeds: Annotated[int, Field(ge=2, le=50)] = 4
     """Most pairs that a screening may be asked to have."""
     screen_share: Annotated[float, Field(ge=0.0625, le=1.0)] = 1.0

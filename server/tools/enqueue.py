@@ -39,10 +39,10 @@ def enqueue(
     seeds: Annotated[
         int | None,
         Field(
-            ge=2,
+            ge=1,
             le=50,
-            description="pairs of runs (baseline and treatment) that screen each experiment. By default min_seeds of "
-            "the lab's configuration",
+            description="exactly so many pairs of runs (baseline and treatment) screen each experiment. By default as "
+            "few as will do: one where the noise is known and that pair tells enough, otherwise two",
         ),
     ] = None,
     priority: Annotated[int, Field(ge=-9, le=9, description="higher goes first")] = 0,

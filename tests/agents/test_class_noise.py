@@ -8,7 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from agents.class_noise import effects_of, noise_of
+from agents.class_noise import noise_of
+from agents.effects import effects_of
 from db.comparisons import ScoredPair
 from db.records import Stage
 
@@ -21,6 +22,7 @@ def pair(experiment: int, seed: int, baseline: float, treatment: float, *, stage
         seed=seed,
         baseline_fingerprint="base",
         treatment_fingerprint=f"treatment {experiment}",
+        extended=False,
         baseline=baseline,
         treatment=treatment,
     )

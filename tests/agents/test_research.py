@@ -205,7 +205,7 @@ def test_what_is_promising_is_confirmed_on_new_seeds_and_the_sealed_split(lab: L
     first = verdict_of(lab, experiment)
     assert (first.said, first.final, first.pairs) == ("promising", False, 2)
     (hypothesis,) = list_hypotheses(lab.store)
-    assert (hypothesis.campaign, len(hypothesis.seeds), hypothesis.claim) == ("lab", 4, None)
+    assert (hypothesis.campaign, len(hypothesis.seeds), hypothesis.claim) == ("lab", 2, None)
     assert min(hypothesis.seeds) > 1_000_000
 
     verdict = settled(lab, runner, experiment, lr_matters)
