@@ -14,7 +14,7 @@ from agents.reviewer import review
 from agents.suggester import suggest
 from db.experiments import list_experiments
 from db.lab import Lab
-from db.records import ENDED_EXPERIMENT, Experiment
+from db.records import Experiment
 from db.runners import list_runners
 
 _SCORES = {"novelty": 7.0, "feasibility": 10.0, "impact": 7.0, "clarity": 8.0, "efficiency": 9.0}
@@ -54,9 +54,9 @@ def ask(lab: Lab, proposals: Iterable[Proposal], feedback: str, *, confirm: bool
 
 
 def work_off(lab: Lab) -> None:
-    """Returns when every experiment has ended; a runner that died meanwhile is started again."""
+    """Returns when nothing is queued or trains; a runner that died meanwhile is started again."""
     start_runner(lab)
-    while waiting := sum(experiment.status not in ENDED_EXPERIMENT for experiment in experiments(lab)):
+    while waiting := sum(experiment.status in ("queued", "running") for experiment in experiments(lab)):
         sys.stderr.write(f"{waiting} experiments to go\n")
         time.sleep(20)
         if not any(runner.status == "running" for runner in list_runners(lab.store)):

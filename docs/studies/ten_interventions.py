@@ -19,22 +19,23 @@ from typing import Any
 
 from study import ask, experiments, open_lab, work_off
 
+from agents.confirmation import CLAIMS
 from agents.preflight import base_of
 from agents.proposals import Proposal
 from db.experiments import latest_verdict
-from db.hypotheses import list_hypotheses
+from db.hypotheses import get_hypothesis, list_hypotheses
 from db.lab import Lab
-from db.records import Verdict
+from db.records import Hypothesis, Verdict
 from db.runners import list_runners
 
 SETTINGS = """\
 preset = "micro"
-max_pairs = 8
+max_pairs = 32
 campaign = "ten interventions"
 baseline_from = "preset"
 
 [baseline]
-budget_tokens = 102400
+budget_tokens = 204800
 
 [gpu_optimization]
 max_experts = 64
@@ -63,7 +64,7 @@ KNOWN = (
         title="A shorter memory of the first moment",
         treatment={"beta1": 0.8},
         expected="improved",
-        source="with 200 steps a mean over ten is long; nothing is published for runs this short",
+        source="with 400 steps a mean over ten is long; nothing is published for runs this short",
     ),
     Known(
         title="Twice as many experts at the same active size",
@@ -107,7 +108,7 @@ KNOWN = (
         title="Logits capped at 15",
         treatment={"logit_softcap": 15.0},
         expected="equivalent",
-        source="Gemma 2, arXiv:2408.00118: bounds logits; they are far below 15 in 200 steps",
+        source="Gemma 2, arXiv:2408.00118: bounds logits; they are far below 15 in 400 steps",
     ),
     Known(
         title="The same again, from other initial weights",
@@ -145,28 +146,32 @@ def _report(lab: Lab) -> Iterator[str]:
 
 Written by `docs/studies/ten_interventions.py` on {date.today()} from the verdicts of a lab: ten treatments against the
 micro preset at {tokens:,} tokens on {list_runners(lab.store)[0].hardware_class}, {runs} runs. Each was screened on two
-pairs and then confirmed on up to 8 new ones, seeds drawn by the lab, scored on the sealed test split. {len(claims)} of
+pairs and then confirmed on up to 32 new ones, seeds drawn by the lab, scored on the sealed test split. {len(claims)} of
 {len(found)} are claimed; of everything that such a campaign claims, at most 5 % is false on average. val_bpb, lower is
-better; the interval holds at 95 % over all looks at one experiment; "expected" is the effect to expect in fact.
+better; the interval holds at 95 % over all looks at one experiment; "expected" is the effect to expect in fact. The
+noise floor, within which effects are equivalent, is the deviation of a single run.
 
-| intervention | literature | here | effect | interval | expected | pairs | e-value for a gain |
-|---|---|---|---|---|---|---|---|"""
-    yield from (_row(known, verdict) for known, verdict in found)
+| intervention | literature | here | effect | interval | expected | noise floor | pairs | e-value |
+|---|---|---|---|---|---|---|---|---|"""
+    for known, verdict in found:
+        yield _row(known, verdict, get_hypothesis(lab.store, by_title[known.title].id))
+
     yield ""
     for known, _ in found:
         yield f"- **{known.title}**: {known.source}." + (f" {known.remark.capitalize()}." if known.remark else "")
 
 
-def _row(known: Known, verdict: Verdict | None) -> str:
-    if verdict is None or verdict.effect is None:
-        return f"| {known.title} | {known.expected} | {verdict.said if verdict else 'not judged'} | | | | | |"
+def _row(known: Known, verdict: Verdict | None, hypothesis: Hypothesis | None) -> str:
+    if verdict is None or verdict.effect is None or hypothesis is None:
+        return f"| {known.title} | {known.expected} | {verdict.said if verdict else 'not judged'} | | | | | | |"
 
     low, high = ("–" if end is None else f"{end:+.3f}" for end in (verdict.low, verdict.high))
     expected = "–" if verdict.expected is None else f"{verdict.expected:+.3f}"
-    evidence = "–" if verdict.evidence is None else f"{verdict.evidence:.2g}"
+    floor = "–" if verdict.margin is None else f"{verdict.margin:.3f}"
+    claim = hypothesis.claim or max(CLAIMS, key=lambda word: getattr(hypothesis, word))
     return (
         f"| {known.title} | {known.expected} | **{verdict.said}** | {verdict.effect:+.3f} | [{low}, {high}] | "
-        f"{expected} | {verdict.pairs} | {evidence} |"
+        f"{expected} | {floor} | {verdict.pairs} | {getattr(hypothesis, claim):.2g} for {claim} |"
     )
 
 

@@ -358,3 +358,13 @@ def promising(lab: Lab, runner: Runner) -> Experiment:
     mind.work(lab)
     assert verdict_of(lab, experiment).said == "promising"
     return experiment
+
+
+def test_a_plan_quotes_the_noise_that_earlier_experiments_have_shown(lab: Lab, runner: Runner) -> None:
+    first, second = approved(lab, {"beta1": 0.8}), approved(lab, {"beta1": 0.85})
+    (plan,) = enqueue(lab, [first.id]).plans
+    assert "the noise floor here is not measured yet" in plan.notes[-1]
+    settled(lab, runner, first, lr_matters)
+    (plan,) = enqueue(lab, [second.id]).plans
+    assert "the noise floor here is 0.00" in plan.notes[-1]
+    assert verdict_of(lab, first).noise
