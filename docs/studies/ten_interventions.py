@@ -171,7 +171,7 @@ def _row(known: Known, verdict: Verdict | None, hypothesis: Hypothesis | None) -
     claim = hypothesis.claim or max(CLAIMS, key=lambda word: getattr(hypothesis, word))
     return (
         f"| {known.title} | {known.expected} | **{verdict.said}** | {verdict.effect:+.3f} | [{low}, {high}] | "
-        f"{expected} | {floor} | {verdict.pairs} | {getattr(hypothesis, claim):.2g} for {claim} |"
+        f"{expected} | {floor} | {verdict.pairs} | {getattr(hypothesis, claim):,.0f} for {claim} |"
     )
 
 
