@@ -31,6 +31,7 @@ from moe.presets import PRESETS
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "attention")
 NO_KERNEL = ("empty", "new_empty", "local_scalar")
+GATHERS = ("index_select", "index", "gather", "embedding")  # read as many numbers of their source as they write
 NO_INPUT = ("zeros", "new_zeros", "ones", "full", "zero_", "fill_", "arange")  # write without reading
 
 
@@ -79,6 +80,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 read = []
             elif name == "copy_":
                 read = read[1:]
+            elif name in GATHERS:
+                read = [*outputs, *(tensor for tensor in read if tensor.dtype == torch.long)]
 
             self.bytes_moved += sum(tensor.nbytes for tensor in (*read, *outputs))
 
