@@ -19,16 +19,17 @@ from agents.evidence import bounded
 from agents.gates import is_timed
 from agents.noise import Noise
 from agents.reproduction import Rerun
-from agents.weighing import Weighed, floor_of, glance, weigh
+from agents.student import quantile
+from agents.weighing import Weighed, glance, weigh
 from db.experiments import get_experiment, latest_verdict
 from db.hypotheses import get_hypothesis
 from db.lab import Lab
 from db.records import Experiment, Run, Verdict
 from db.runners import list_runners
 
-WITHIN = 4.0
-"""Noise floors by which a score may differ where equal bits are not to be expected. Two runs differ by 1.4 floors
-(standard deviation) if nothing but chance is between them, and by more than this in 1 of 200 cases."""
+RARE = 0.005
+"""Chance with which two runs that only luck tells apart are called different, where equal bits are not to be expected:
+beyond 4 noise floors where the noise is known well, and more where it is known from little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class _Scale:
         if is_timed(self.name):
             return value.before is not None and value.after is not None
 
-        return self.noise is None or value.within(WITHIN * floor_of(self.noise))
+        return self.noise is None or value.within(self.noise.sd * quantile(self.noise.df, 1.0 - RARE / 2.0))
 
 
 def compare(lab: Lab, other: Lab, experiment_id: int, reruns: Sequence[Rerun], changes: Sequence[str]) -> Agreement:
@@ -187,7 +188,7 @@ def _sentence(
 ) -> str:
     same = sum(run.same for run in runs)
     count = f"{same} of {len(runs)} scores are the same to the last bit"
-    others = "the speeds differ" if is_timed(verdict.metric) else f"the others are within {WITHIN:g} noise floors"
+    others = "the speeds differ" if is_timed(verdict.metric) else "the others differ by no more than noise"
     if same == len(runs):
         though = f" Though {'; '.join(apart)}." if apart else ""
         return f"Experiment {experiment_id} is reproduced: {count}, and so the verdict is again {verdict.said}.{though}"

@@ -16,7 +16,7 @@ from db.errors import RefusedError
 from db.lab import Lab
 from db.micro_batches import KnownFit, known_fit
 from db.queries import flops_per_second, seconds_around_training
-from db.records import Runner
+from db.records import Runner, Value
 from db.runners import list_runners
 from moe.accounting import account, fit_micro_batch, memory_class, peak_memory_bytes
 from moe.config import Config, ConfigError, apply
@@ -83,8 +83,12 @@ def base_of(lab: Lab) -> Base:
     if name == "auto":
         name = "t4" if any(runner.device == "cuda" for runner in list_runners(lab.store)) else "micro"
 
+    fields: dict[str, Value] = dict(lab.settings.baseline)
+    if "budget_seconds" in fields:
+        fields.setdefault("budget_tokens", None)  # one of the two, and TOML has no word for nothing
+
     try:
-        config = pin(apply(PRESETS[name], lab.settings.baseline), lab.data_folder)
+        config = pin(apply(PRESETS[name], fields), lab.data_folder)
         return Base(preset=name, config=_champion(lab, name, config) or config)
     except (ConfigError, CorpusError) as error:
         raise RefusedError(f"the baseline in blueberry.toml cannot be used with preset {name}: {error}") from None

@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     baseline_from: Literal["champion", "preset"] = "champion"
     """What new suggestions are compared with: the config that confirmed gains have led to, or always the preset."""
     baseline: dict[str, bool | int | float | str] = {}
-    """Fields of moe.config changed in every baseline of this lab, such as budget_tokens."""
+    """Fields of moe.config changed in every baseline of this lab, such as budget_tokens; budget_seconds in its place
+    gives both sides of a comparison equal time."""
     min_seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """Fewest pairs of runs that screen an experiment. With 1 there is a second one where the noise is not known well
     yet, or the first leaves the question open (agents/screening.py)."""

@@ -84,3 +84,8 @@ def test_the_same_gain_twice_is_no_combination(lab: Lab, runner: Runner) -> None
     confirmed(lab, runner, approved(lab, {"lr": 0.02}))
     confirmed(lab, runner, approved(lab, {"lr": 0.02}))
     assert [item for item in list_experiments(lab.store) if item.combines_id] == []
+
+
+def test_a_lab_may_give_both_sides_equal_time(configured: Callable[[str], Lab]) -> None:
+    config = base_of(configured('preset = "nano"\n[baseline]\nbudget_seconds = 2.0\n')).config
+    assert (config.budget_tokens, config.budget_seconds) == (None, 2.0)

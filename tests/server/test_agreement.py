@@ -114,6 +114,15 @@ def test_a_run_that_was_stopped_is_compared_where_it_was_stopped(lab: Lab, other
     assert [run.metric.before for run in agreement.runs] == [2.1, 0.1, 2.1, 0.1]
 
 
+@pytest.mark.parametrize(("df", "reproduced"), [(1.0, True), (12.0, False)])
+def test_a_noise_that_is_known_from_little_allows_more(lab: Lab, other: Lab, df: float, reproduced: bool) -> None:
+    score(lab, ({"val_bpb": 2.1}, {"val_bpb": 2.08}))
+    score(other, ({"val_bpb": 2.13}, {"val_bpb": 2.11}))
+    elsewhere(other)
+    judge(lab, verdict="no evidence yet", effect=-0.02, low=-0.1, high=0.06, noise=0.004, noise_df=df)
+    assert compared(lab, other).reproduced == reproduced
+
+
 def test_a_treatment_that_diverges_again_elsewhere_is_a_reproduction(lab: Lab, other: Lab) -> None:
     score(lab, ({"val_bpb": 2.1}, None))
     score(other, ({"val_bpb": 2.1001}, None))
