@@ -27,7 +27,7 @@ _IN_WORDS: dict[RunnerMode, str] = {
 }
 
 
-def register(lab: Lab, *, wait_seconds: float = 10.0) -> Runner:
+def register(lab: Lab, *, wait_seconds: float = 15.0) -> Runner:
     """The runner that new runs are meant for; the first time, or for another number of processes, a short child process
     looks what card is there.
 
@@ -45,7 +45,7 @@ def register(lab: Lab, *, wait_seconds: float = 10.0) -> Runner:
     return runner
 
 
-def look_for_card(lab: Lab, *, wait_seconds: float = 10.0) -> str:
+def look_for_card(lab: Lab, *, wait_seconds: float = 15.0) -> str:
     """Has a short child process look what card is there and write it down; returns its last words.
 
     Raises:
@@ -61,7 +61,8 @@ def look_for_card(lab: Lab, *, wait_seconds: float = 10.0) -> str:
         child.kill()
         child.wait()
         raise RefusedError(
-            f"looking for a card took more than {wait_seconds:.0f} s and was given up; see {log}"
+            f"looking for a card took more than {wait_seconds:.0f} s and was given up; ask again when the machine is "
+            f"less busy, or start the runner, which looks by itself (its log: {log})"
         ) from None
 
     lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
