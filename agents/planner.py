@@ -148,7 +148,7 @@ def _enqueue(lab: Lab, experiment_id: int, *, seeds: int | None, priority: int, 
         seconds=_training_seconds(added, {"screen": short.seconds, "confirm": cost.seconds}),
         memory_bytes=cost.memory_bytes,
         micro_batch_size=cost.micro_batch_size,
-        notes=[*rung_notes(experiment, rung, count), *_second_pair(count, short.seconds), *notes],
+        notes=[*rung_notes(experiment, rung, count), *([] if confirm else _second_pair(count, short.seconds)), *notes],
     )
 
 

@@ -11,8 +11,11 @@ from db.records import Experiment, Screening, Stage, Verdict, Word
 from moe.metrics import text_set_of
 
 _METHODS: dict[Stage, str] = {
-    "screen": "Screening on pairs of equal seed that may share baselines, on the val split: it claims nothing, and its "
-    "interval is Student's, for one look.",
+    "screen": (
+        "Screening on one pair of equal seed, or on more where one leaves the question open or the noise is not known; "
+        "pairs may share baselines and are scored on the val split. It claims nothing, and its interval is Student's, "
+        "for one look."
+    ),
     "confirm": (
         "Confirmation on new pairs with seeds drawn by the lab, both sides run afresh, scored on the sealed test "
         "split: e-values against the class's measured noise, claimed by online e-BH over the campaign; the interval "

@@ -130,7 +130,7 @@ def improve(desk: Desk, ids: tuple[int, ...], limit: int) -> None:
 
 @verb(blueberry, "enqueue")
 @_ids
-@click.option("--seeds", type=int, help="Pairs of runs that screen each.")
+@click.option("--seeds", type=int, help="Pairs of runs that screen each, exactly; by default as few as will do.")
 @click.option("--priority", default=0, show_default=True, help="Higher goes first.")
 @click.option("--confirm", is_flag=True, help="Confirm them on new pairs, whatever the screening says.")
 @click.option("--ablate", is_flag=True, help="Of concluded ones: score the trained models without each of their parts.")

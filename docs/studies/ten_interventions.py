@@ -30,6 +30,7 @@ from db.runners import list_runners
 
 SETTINGS = """\
 preset = "micro"
+min_seeds = 2
 max_pairs = 32
 campaign = "ten interventions"
 baseline_from = "preset"

@@ -126,7 +126,8 @@ def test_a_lab_may_insist_on_two_pairs(configured: Callable[[str], Lab], registe
 
 def test_who_asks_for_a_confirmation_waits_for_no_second_screening_pair(knowing: Lab, runner: Runner) -> None:
     experiment = approved(knowing, {"lr": 0.015})
-    enqueue(knowing, [experiment.id], confirm=True)
+    (plan,) = enqueue(knowing, [experiment.id], confirm=True).plans
+    assert not any("a second one" in note for note in plan.notes)
     work_off(knowing, runner, world)
     mind.work(knowing)
     assert verdict_of(knowing, experiment).pairs == 1
