@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from server.commands import as_commands
 from server.desk import FAILED, INTERRUPTED, Desk
 from server.follow import Watch
 from server.tools.report import report as report_verb
+
+PATIENCE_SECONDS = 60.0
+"""For a runner of its own to come up: no chat client waits for a reproduction."""
 
 
 @click.argument("experiment", type=click.IntRange(min=1), metavar="[ID]", required=False)
@@ -68,10 +72,13 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
         raise RefusedError(f"{'; '.join(changes)}. --anyway runs it all the same, and compares within the noise")
 
     adopt_orphans()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends all of it, like Ctrl-C
+        signal.signal(number, signal.default_int_handler)
+
     with _other_lab(lab, experiment, into) as other:
-        reruns = queue_again(lab, other, experiment, register(other))
+        reruns = queue_again(lab, other, experiment, register(other, wait_seconds=PATIENCE_SECONDS))
         desk.console.print(f"running {len(reruns)} runs of experiment {experiment} again in {other.folder}")
-        start_runner(other)
+        start_runner(other, wait_seconds=PATIENCE_SECONDS)
         try:
             with Watch(other, desk.console) as watch:
                 watch.until(lambda: all(get_run(other.store, item.again).status in ENDED_RUN for item in reruns))

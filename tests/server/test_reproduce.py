@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agents.agreement import Agreement, compare
-from agents.hands import register
+from agents.hands import register, start_runner
 from agents.pairs import configs_of, run_values
 from agents.reproduction import Rerun
 from db.experiments import add_verdict, get_experiment
@@ -48,7 +48,7 @@ def real_lab(folder: Path) -> Lab:
         values = run_values("train", config, runner.hardware_class, 7)
         add_run(lab.store, experiment.id, arm, values | {"priority": 0, "needs_run_id": None})
 
-    assert "is alive" in blueberry(folder, "run").stdout
+    start_runner(lab, wait_seconds=120)
     add_verdict(lab.store, verdict_of(experiment.id) | {"stage": "screen", "screening": "not promising"})
     return lab
 
@@ -86,13 +86,13 @@ def test_real_runs_come_out_the_same_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def interrupted(lab: Lab, into: Path) -> None:
-    """Ctrl-C while a reproduction trains ends all that it began, and says so."""
+    """Ctrl-C, or a terminal that is closed, while a reproduction trains ends all that it began, and says so."""
     command = [sys.executable, "-m", "server.cli", "--lab", str(lab.folder), "reproduce", "1", "--into", str(into)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as begun:
         assert begun.stdout is not None
         assert begun.stderr is not None
         next(line for line in begun.stdout if "started" in line)
-        begun.send_signal(signal.SIGINT)
+        begun.send_signal(signal.SIGHUP)
         assert begun.wait(120) == 130
         assert f"stopped, and what it had begun with it; what was done until then is in {into}" in begun.stderr.read()
 
