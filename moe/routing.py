@@ -191,4 +191,5 @@ def _rank(experts_NK: Tensor, load_GE: Tensor, tokens_per_group: int, seq_len: i
 
 def _count(experts_GM: Tensor, n_experts: int) -> Tensor:
     zeros_GE = torch.zeros(experts_GM.shape[0], n_experts, dtype=torch.long, device=experts_GM.device)
-    return zeros_GE.scatter_(1, experts_GM, 1, reduce="add")
+    ones_GM = experts_GM.new_ones(()).expand_as(experts_GM)  # a plain 1 is more than torch.compile can take
+    return zeros_GE.scatter_add_(1, experts_GM, ones_GM)
