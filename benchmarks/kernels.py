@@ -172,6 +172,7 @@ def constants(precision: Precision) -> dict[str, float]:
 
 def main() -> None:
     """Prints the table."""
+    torch.set_num_threads(1)  # what other threads do would not be counted
     print("constant         precision  counted  in moe/roofline.py")
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
