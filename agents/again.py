@@ -48,7 +48,7 @@ class Again:
 
     @property
     def ended_alike(self) -> bool:
-        """Whether both have a result, or both diverged."""
+        """Whether both have a result, or neither finished."""
         return self.status_after == ("completed" if self.stopped else self.status_before)
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from agents.sides import is_lost
 from agents.textsets import text_set_problems
 from db.comparisons import Pair
 from db.records import Experiment, Hypothesis, Run, Stage
@@ -48,7 +49,7 @@ def probe_problem(probes: Sequence[Run]) -> str | None:
 
 
 def pair_problem(experiment: Experiment, found: Sequence[Pair], stage: Stage) -> str | None:
-    """What makes the pairs of one stage no fair comparison; a treatment that diverged is a result, and no problem."""
+    """What makes the pairs of one stage no fair comparison; a treatment that did not finish is a result, and none."""
     problems = chain((problem for pair in found for problem in _of_pair(experiment, pair, stage)), _among(found))
     return next(problems, None)
 
@@ -67,9 +68,12 @@ def seed_problem(hypothesis: Hypothesis, found: Sequence[Pair]) -> str | None:
 
 def _of_pair(experiment: Experiment, pair: Pair, stage: Stage) -> Iterator[str]:
     if pair.baseline and pair.baseline.status == "pruned":
-        yield f"the baseline itself diverged with seed {pair.seed}: {pair.baseline.error}"
+        yield f"the baseline itself did not finish with seed {pair.seed}: {pair.baseline.error}"
 
     for side, run in (("baseline", pair.baseline), ("treatment", pair.treatment)):
+        if side == "treatment" and is_lost(pair):
+            continue
+
         if run is None or run.status in ("failed", "cancelled"):
             why = (run.error or run.status) if run else "missing"
             yield f"the {side} run with seed {pair.seed} has no result: {why}"

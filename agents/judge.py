@@ -12,8 +12,8 @@ e-value and an interval that hold however often one looks.
 
 A guard metric with a margin is weighed from its own pairs: a gain counts only when the whole interval of what the guard
 lost lies within the margin. A whole interval beyond it is called worse too, at 95 % for that experiment alone: it is no
-claim of the campaign. Nothing drops out: a pair whose treatment diverged counts at the worst bound. A model that looks
-at later tokens, and says so, has a word of its own: improved but not causal.
+claim of the campaign. Nothing drops out: a pair whose treatment diverged or ran out of time counts at the worst
+bound. A model that looks at later tokens, and says so, has a word of its own: improved but not causal.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from agents.pace import pace
 from agents.pairs import add_pairs, configs_of
 from agents.prospects import is_futile
 from agents.screening import outlook
-from agents.sides import has_ended, is_scored, mean_of, value_of, why_lost
+from agents.sides import has_ended, is_lost, is_scored, mean_of, value_of, why_lost
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, method_of, sentence_of, together
 from db.cards import experiment_kwh
@@ -114,7 +114,7 @@ class _Judgement:
         self.share = experiment.share_in(stage)
         self.found = found
         self.scored = [pair for pair in found if is_scored(pair)]
-        self.lost = [pair for pair in found if pair.treatment is not None and pair.treatment.status == "pruned"]
+        self.lost = [pair for pair in found if is_lost(pair)]
         self.noise: Noise | None = None
         self.guard_noise: Noise | None = None
 

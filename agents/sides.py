@@ -19,6 +19,12 @@ def is_scored(pair: Pair) -> bool:
     return all(run is not None and run.status == "completed" for run in (pair.baseline, pair.treatment))
 
 
+def is_lost(pair: Pair) -> bool:
+    """Whether the treatment has no score, and that is a result: it diverged, cannot catch up, or took too long."""
+    run = pair.treatment
+    return run is not None and (run.status == "pruned" or run.ran_out)
+
+
 def value_of(run: Run | None, metric: str) -> float:
     """What a completed run scored.
 
@@ -39,4 +45,4 @@ def why_lost(pair: Pair) -> str:
     if run is None or run.error is None:
         return "training ended early"
 
-    return run.error if run.beaten_by is not None else f"training diverged: {run.error}"
+    return run.error if run.beaten_by is not None else f"training ended early: {run.error}"

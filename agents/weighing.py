@@ -56,7 +56,7 @@ def e_values(
 
     Args:
         guarded: whether a guard metric is surely within its margin; otherwise nothing is improved.
-        lost: whether pairs count at a bound because their treatment diverged; then nothing is equivalent.
+        lost: whether pairs count at a bound because their treatment has no score; then nothing is equivalent.
     """
     floor = floor_of(noise)
     if noise is not None and floor == 0.0 and len(set(differences)) == 1:

@@ -83,7 +83,7 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
         facts += f" at {part(found.share)} of the budget"
 
     if found.lost:
-        facts += f", {found.lost} of which diverged"
+        facts += f", {found.lost} of which did not finish"
 
     deviation = found.deviation or 0.0
     floor = f"±{deviation / math.sqrt(2.0):,.{places(deviation, found.effect)}f}"

@@ -40,6 +40,9 @@ JOULES_PER_KWH = 3.6e6
 READS_CHECKPOINT: frozenset[RunKind] = frozenset({"post", "ablate"})
 """Kinds that start from the trained weights of the run that they need."""
 
+OUT_OF_TIME = "out of time"
+"""How the error of a run begins that took longer than runner.max_run_seconds at every try."""
+
 ENDED_RUN: frozenset[RunStatus] = frozenset({"completed", "pruned", "failed", "cancelled"})
 ENDED_EXPERIMENT: frozenset[ExperimentStatus] = frozenset(
     {"rejected", "superseded", "concluded", "failed", "cancelled"}
@@ -199,6 +202,11 @@ class Run(Record):
     created_at: str
     started_at: str | None
     ended_at: str | None
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether it failed because it took longer than a run may: a treatment's own fault, unlike a crash."""
+        return self.status == "failed" and (self.error or "").startswith(OUT_OF_TIME)
 
 
 class Attempt(Record):

@@ -75,7 +75,7 @@ class Runner(_Section):
     """Lost attempts (killed from outside) after which a run is failed."""
     max_run_seconds: Annotated[float | None, Field(gt=0.0)] = None
     """Time in which an attempt must be done, its evaluation included; none by default: budgets end honest runs, and
-    stall_seconds those that hang."""
+    stall_seconds those that hang. A treatment out of time at its last try counts at the worst bound."""
     stall_seconds: Annotated[float | None, Field(gt=0.0)] = 1800.0
     """Time without a metric, a log line or any new file after which an attempt is taken for hung. Compiling and
     evaluating are silent for minutes."""

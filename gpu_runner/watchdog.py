@@ -14,6 +14,7 @@ from pathlib import Path
 
 from db.clock import Instant
 from db.processes import started_at
+from db.records import OUT_OF_TIME
 from db.settings import Runner as RunnerSettings
 
 _LONGEST_GAP = 60.0
@@ -49,7 +50,7 @@ class Watchdog:
             self._looked = 0.0
 
         if settings.max_run_seconds is not None and self._ran > settings.max_run_seconds:
-            return f"it ran for more than {settings.max_run_seconds:g} s (runner.max_run_seconds) and was ended"
+            return f"{OUT_OF_TIME}: it ran for more than {settings.max_run_seconds:g} s (runner.max_run_seconds)"
 
         stall = settings.stall_seconds
         if stall is None or self._silent < self._looked + stall / _LOOKS:

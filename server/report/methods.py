@@ -23,9 +23,10 @@ METHODS = (
     f"{screened('confirm')} An e-value is evidence that keeps its meaning however often one looks and whenever one "
     "stops; it is claimed when it reaches what the hypothesis needs, given its place in the order and the claims "
     "before it (Fischer, Xu and Ramdas 2024, arXiv:2407.20683). A loss of the guard metric beyond its margin makes a "
-    "verdict worse by a 95 % interval of its own, and is no such claim. A pair whose treatment diverged counts at the "
-    "worst bound; none is dropped. The expected effect is that of all pairs, screening and confirming, drawn toward "
-    "what effects have been in its class, since what is picked for being large is on average smaller."
+    "verdict worse by a 95 % interval of its own, and is no such claim. A pair whose treatment diverged or ran out "
+    "of time counts at the worst bound; none is dropped. The expected effect is that of all pairs, screening and "
+    "confirming, drawn toward what effects have been in its class, since what is picked for being large is on average "
+    "smaller."
 )
 
 

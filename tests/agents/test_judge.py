@@ -16,7 +16,7 @@ from db.comparisons import pairs
 from db.experiments import get_experiment
 from db.hypotheses import list_hypotheses
 from db.lab import Lab
-from db.records import Experiment, Runner
+from db.records import OUT_OF_TIME, Experiment, Runner
 from db.store import to_column
 from moe.accounting import account
 from moe.config import Config, apply
@@ -139,7 +139,7 @@ def test_a_baseline_that_diverges_leaves_nothing_to_compare_with(lab: Lab, runne
     enqueue(lab, [experiment.id])
     verdict = settled(lab, runner, experiment, lambda config, seed: 3.0 if config.lr == 0.02 or seed == 1 else None)
     assert verdict.said == "invalid"
-    assert "the baseline itself diverged with seed 2: train_loss is not finite" in (verdict.reason or "")
+    assert "the baseline itself did not finish with seed 2: train_loss is not finite" in (verdict.reason or "")
 
 
 def test_two_kinds_of_hardware_never_meet_in_a_pair(lab: Lab, runner: Runner) -> None:
@@ -212,7 +212,22 @@ def test_a_pair_that_diverged_counts_at_the_worst(lab: Lab, runner: Runner) -> N
 
     verdict = settled(lab, runner, experiment, sometimes)
     assert verdict.said == "no evidence yet"
-    assert "1 of which diverged" in verdict.sentence
+    assert "1 of which did not finish" in verdict.sentence
+    assert verdict.effect is not None
+    assert verdict.effect > 0.0
+
+
+def test_a_treatment_that_runs_out_of_time_counts_at_the_worst(lab: Lab, runner: Runner) -> None:
+    experiment = promising(lab, runner)
+    work_off(lab, runner, lr_matters)
+    slow = pairs(lab.store, experiment.id, "confirm")[0].treatment
+    assert slow is not None
+    said = f"{OUT_OF_TIME}: it ran for more than 60 s (runner.max_run_seconds)"
+    lab.store.execute("UPDATE runs SET status = 'failed', score = NULL, error = ? WHERE id = ?", (said, slow.id))
+    mind.work(lab)
+    verdict = verdict_of(lab, experiment)
+    assert (verdict.said, verdict.pairs) == ("no evidence yet", 2)
+    assert "1 of which did not finish" in verdict.sentence
     assert verdict.effect is not None
     assert verdict.effect > 0.0
 

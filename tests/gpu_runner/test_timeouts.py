@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     ("setting", "said"),
     [
         ("stall_seconds = 1.0", "no metric, log line or file for 1 s (runner.stall_seconds): it hung, and was ended"),
-        ("max_run_seconds = 1.0", "it ran for more than 1 s (runner.max_run_seconds) and was ended"),
+        ("max_run_seconds = 1.0", "out of time: it ran for more than 1 s (runner.max_run_seconds)"),
     ],
 )
 def test_hung_run_is_ended_whole_and_tried_again(bench: Bench, setting: str, said: str) -> None:
