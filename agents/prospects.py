@@ -40,7 +40,7 @@ def pairs_needed(effect: float, *, hypotheses: int, df: float) -> int:
     def enough(n: int) -> bool:
         return log_evidence(Moments(n, -abs(effect), n - 1.0), noise, "lower") >= target
 
-    low, high = 0, 1
+    low, high = 1, 2  # one pair claims nothing (agents/weighing.py)
     while not enough(high):
         low, high = high, 2 * high
         if high > MOST_PAIRS:

@@ -18,6 +18,10 @@ ALPHA = 0.05
 
 LARGEST = 1e300  # SQLite's numbers end soon after
 
+LEAST_PAIRS = 2
+"""New pairs that a claim rests on at least. One shows nothing of how much a treatment scatters by itself, so what it
+comes to counts against a claim but not for one: the e-value is at most 1 until then, which keeps it one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weighed:
@@ -74,7 +78,8 @@ def e_values(
     if lost:
         values["equivalent"] = 0.0
 
-    return {claim: min(value, LARGEST) for claim, value in values.items()}
+    most = LARGEST if len(differences) >= LEAST_PAIRS else 1.0
+    return {claim: min(value, most) for claim, value in values.items()}
 
 
 def _counted(difference: float, better: Direction) -> dict[Claim, float]:

@@ -26,6 +26,7 @@ from agents.discoveries import ALPHA, share
 from agents.evidence import SIZES, SPREADS, Better, Moments, log_evidence
 from agents.noise import Noise
 from agents.prospects import FUTILE, HOPED, pairs_needed
+from agents.weighing import LEAST_PAIRS
 
 DATA = Path(__file__).parent / "data" / "replicates.csv"
 CURVES = Path(__file__).parent / "data" / "curves.csv"
@@ -158,7 +159,8 @@ def claims(log_e_values: Floats, ahead: Floats, shares: Floats, alpha: float) ->
     stopped = np.full((labs, hypotheses), pairs)
     frozen = np.full((labs, hypotheses), -np.inf)
     for look in range(pairs):
-        frozen = np.where(open_still, log_e_values[..., look], frozen)
+        evidence = log_e_values[..., look]
+        frozen = np.where(open_still, evidence if look + 1 >= LEAST_PAIRS else np.minimum(evidence, 0.0), frozen)
         claimed = online_e_bh(frozen, shares, alpha)
         others = np.maximum((open_still & ~claimed).sum(axis=1) - 1, 0)
         hoped = claimed.sum(axis=1) + HOPED * others + 1.0

@@ -82,7 +82,8 @@ def test_one_pair_is_enough_for_what_harms_and_for_what_gains_much(knowing: Lab,
     hypothesis = get_hypothesis(knowing.store, gain.id)
     assert hypothesis is not None
     assert len(hypothesis.seeds) == 1
-    assert settled(knowing, runner, gain, world).said == "improved"
+    verdict = settled(knowing, runner, gain, world)
+    assert (verdict.said, verdict.pairs) == ("improved", 2)  # no claim rests on one new pair, however large the gain
 
 
 @pytest.mark.parametrize(("lr", "word"), [(0.012, "promising"), (0.015, "not promising")])
