@@ -25,7 +25,7 @@ from scipy.special import stdtr
 from agents.discoveries import ALPHA
 from agents.evidence import SPREADS
 from agents.screening import PROMISING
-from benchmarks.screening import Screened, least_effect, screen
+from benchmarks._screening import Screened, least_effect, screen
 from benchmarks.verdicts import (
     HYPOTHESES,
     KNOWN_PAIRS,

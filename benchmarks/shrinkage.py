@@ -17,7 +17,7 @@ import numpy as np
 from agents.discoveries import ALPHA, share
 from agents.noise import Noise
 from agents.shrinkage import shrunk
-from benchmarks.screening import least_effect, screen
+from benchmarks._screening import least_effect, screen
 from benchmarks.verdicts import (
     KNOWN_PAIRS,
     Bools,
