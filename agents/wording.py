@@ -133,7 +133,7 @@ def together(experiment_id: int, alone: Verdict | None, low: float, high: float)
         return None
 
     found = interaction(alone, low, high)
-    was = span(alone.effect, alone.low, alone.high, alone.noise).replace("−", "-")  # as the sentence writes numbers
+    was = _span(alone.noise, alone.effect, alone.low, alone.high)
     return f"{found}, alone (experiment {experiment_id}) it was {was}"
 
 
@@ -146,13 +146,10 @@ def interaction(alone: Verdict | None, low: float | None, high: float | None) ->
     return "the two interact" if low > alone.high or high < alone.low else "no sign of an interaction"
 
 
-def _span(deviation: float | None, effect: float, low: float, high: float) -> str:
-    decimals = places(deviation, effect)
-    return f"{effect:+,.{decimals}f} [{_bound(low, decimals)}, {_bound(high, decimals)}]"
-
-
-def _bound(value: float, decimals: int) -> str:
-    return f"{value:+,.{decimals}f}" if math.isfinite(value) else "-∞" if value < 0 else "+∞"
+def _span(deviation: float | None, effect: float | None, low: float | None, high: float | None) -> str:
+    # With plain hyphens: sentences are read in terminals and by programs as well.
+    low, high = (end if end is not None and math.isfinite(end) else None for end in (low, high))
+    return span(effect, low, high, deviation).replace("−", "-")
 
 
 def _guard_fact(experiment: Experiment, found: Found, effect: float, low: float, high: float) -> str:
