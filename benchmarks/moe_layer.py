@@ -10,9 +10,9 @@ of the medians) over the rounds. On a machine that does other work as well, take
 time, and look at the minima.
 
 "masks" is the loop that most code begins with. HF is MixtralExperts of transformers with our router and gates, its
-weights held in the compute type, which spares it our casts; "cast" is its better backend with weights in fp32, as they
-are trained. Gated experts only. Its third backend, batched_mm, copies the weights for every token, which takes
-gigabytes here, and runs with --batched-mm only.
+weights held in the compute type, which spares it our casts. "cast" is its better backend with weights in fp32, as they
+are trained, and "low" is ours with weights in the compute type: equal terms, either way. Gated experts only. Its third
+backend, batched_mm, copies the weights for every token, which takes gigabytes here, and runs with --batched-mm only.
 """
 
 from __future__ import annotations
@@ -100,6 +100,10 @@ def layers(shape: Shape, hf_backends: tuple[str, ...]) -> Iterator[tuple[str, La
         experts = _experts(config, shape.device)
         experts.path = path
         yield path, _ours(config, router, experts), [router, *experts.parameters()]
+
+    if shape.dtype != torch.float32:
+        experts = _experts(config, shape.device).to(shape.dtype)
+        yield "low", _ours(config, router, experts), [router, *experts.parameters()]
 
     experts = _experts(config, shape.device)
     yield "masks", _masks(config, router, experts), [router, *experts.parameters()]
