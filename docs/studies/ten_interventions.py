@@ -25,7 +25,7 @@ from agents.proposals import Proposal
 from db.experiments import latest_verdict
 from db.hypotheses import get_hypothesis, list_hypotheses
 from db.lab import Lab
-from db.records import Hypothesis, Verdict
+from db.records import Claim, Hypothesis, Verdict
 from db.runners import list_runners
 
 SETTINGS = """\
@@ -169,10 +169,12 @@ def _row(known: Known, verdict: Verdict | None, hypothesis: Hypothesis | None) -
     low, high = ("–" if end is None else f"{end:+.3f}" for end in (verdict.low, verdict.high))
     expected = "–" if verdict.expected is None else f"{verdict.expected:+.3f}"
     floor = "–" if verdict.margin is None else f"{verdict.margin:.3f}"
-    claim = hypothesis.claim or max(CLAIMS, key=lambda word: getattr(hypothesis, word))
+    values = {word: float(getattr(hypothesis, word)) for word in CLAIMS}
+    strongest: Claim = max(values, key=values.__getitem__)
+    word = hypothesis.claim or strongest
     return (
         f"| {known.title} | {known.expected} | **{verdict.said}** | {verdict.effect:+.3f} | [{low}, {high}] | "
-        f"{expected} | {floor} | {verdict.pairs} | {getattr(hypothesis, claim):,.0f} for {claim} |"
+        f"{expected} | {floor} | {verdict.pairs} | {values[word]:,.0f} for {word} |"
     )
 
 
