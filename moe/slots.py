@@ -43,7 +43,7 @@ MOST_PADDING_THREADS: Mapping[torch.dtype, tuple[tuple[int, float], ...]] = Mapp
 """
 
 SHARED_ELEMENTS = 2**20
-"""From here on the loop has work enough to share out its experts among threads (moe/threads.py), and always pays."""
+"""From here on the loop has work enough to share out among threads (moe/threads.py), and padding never pays."""
 
 ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", torch.bfloat16): 8})
 """In the loop an expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
