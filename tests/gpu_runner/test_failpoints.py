@@ -172,7 +172,7 @@ def beat(doomed: Doomed, step: str) -> None:
 
 
 def judge(doomed: Doomed, step: str) -> None:
-    """The mind process finds that an experiment's probe has failed, and concludes; once."""
+    """The mind process finds that an experiment's probe has failed, and ends it; once."""
     store, folder = doomed.bench.store, doomed.bench.lab.folder
     values: dict[str, Any] = {
         "title": "t",
@@ -192,7 +192,7 @@ def judge(doomed: Doomed, step: str) -> None:
     doomed.call(step, "-m", "agents", str(folder))
     verdicts = store.rows("SELECT verdict, final FROM verdicts WHERE experiment_id = ?", (experiment.id,))
     assert verdicts == [{"verdict": "invalid", "final": 1}]
-    assert get_experiment(store, experiment.id).status == "concluded"
+    assert get_experiment(store, experiment.id).status == "failed"
 
 
 def migrate(doomed: Doomed, step: str) -> None:

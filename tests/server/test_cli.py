@@ -82,7 +82,7 @@ def test_people_get_words_and_commands(lab: Lab) -> None:
         (["suggest", "--domain", "x" * 1_000_000], 2, "domain: String should have at most 60 characters"),
         (["suggest", "--title", "One expert"], 2, "hypothesis is missing"),
         (["suggest", *IDEA], 2, "treatment"),
-        (["enqueue", "1", "--seeds", "1"], 2, "seeds: Input should be greater"),
+        (["enqueue", "1", "--seeds", "0"], 2, "seeds: Input should be greater"),
         (["status", "--wait", "60"], 2, "wait_seconds: Input should be less"),
     ],
 )
