@@ -7,6 +7,7 @@ skip means that something was not tested. Reasons that begin with "needs a GPU" 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -14,6 +15,9 @@ NO_SKIP = "CI_NO_SKIP"
 ALLOWED = "needs a GPU"
 
 _skipped: list[str] = []
+
+# What a shell starts in the background ignores Ctrl-C, and so would all children that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
