@@ -29,10 +29,10 @@ from moe.data import Data, benchmarks, prepare, windows
 from moe.fingerprint import EVALUATOR_VERSION, code_hash
 from moe.health import NonFiniteError
 from moe.metrics import on_text_set
-from moe.model import MoE
+from moe.model import MoE, looking_at
 from moe.predictions import PredictionTally, predict
 from moe.rundir import Request, Split, device_of, read_request, run_in, write_json
-from moe.specialization import LayerReport, RouterTally, load_statistics, margins_of
+from moe.specialization import LayerReport, RouterTally, load_statistics, sum_margins
 
 BATCH_TOKENS = 8192  # tokens a forward pass; large enough for a T4, small enough for any memory
 
@@ -119,7 +119,7 @@ def score_tokens(model: MoE, data: Data, split: Split, n_targets: int, device: t
     routers = RouterTally(mixed, topic_W, len(data.topic_names), config.router_score)
     nats, n_tokens, n_bytes = 0.0, 0, 0
     rows = max(1, BATCH_TOKENS // config.seq_len)
-    with margins_of(model) as margins:
+    with looking_at(model, sum_margins) as margins:
         for tokens_BT, targets_BT in windows(tokens_N, n_targets, config.seq_len, rows):
             count = targets_BT.numel()
             x_ND, routings = model.hidden(tokens_BT.to(device))

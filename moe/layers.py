@@ -8,8 +8,6 @@ B sequences, T positions, N = B * T tokens, D d_model, H heads, W head width, E 
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from moe.config import Config
 from moe.experts import Experts
 from moe.fused import rms_norm, rotate
 from moe.routing import ExpertChoice, Routing, choose_experts, choose_tokens, hash_experts
+from moe.seeded import generator_of
 from moe.space.experts import GATED
 
 NORM_EPS = 1e-6  # as in the released checkpoints of Llama 1
@@ -214,6 +213,5 @@ def _later_rows(n_new: int, n_all: int, device: torch.device) -> Tensor | None:
 
 def _hash_table(config: Config, layer: int) -> Tensor:
     # A random, fixed, balanced-on-average choice of top_k distinct experts for each token id; another in every layer.
-    digest = hashlib.blake2b(f"hash/{layer}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest))
-    return torch.rand(config.vocab_size, config.num_experts, generator=generator).argsort(dim=1)[:, : config.top_k]
+    order_VE = torch.rand(config.vocab_size, config.num_experts, generator=generator_of(f"hash/{layer}")).argsort(dim=1)
+    return order_VE[:, : config.top_k]

@@ -14,8 +14,9 @@ B sequences, T positions, N = B * T tokens, D d_model, V vocabulary, E experts, 
 
 from __future__ import annotations
 
-import hashlib
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ from moe.config import Config
 from moe.layers import Attention, Dense, KeyValues, Mixture, RMSNorm, Rotation, rotary
 from moe.loss import cap, sum_nats
 from moe.routing import Routing, TokenChoice, losses_of
+from moe.seeded import generator_of
+
+Seen = TypeVar("Seen")
 
 
 class Output(NamedTuple):
@@ -67,8 +71,8 @@ class MoE(nn.Module):
             elif std == 0.0:
                 parameter.zero_()
             else:
-                generator = torch.Generator().manual_seed(_seed_of(seed, name, self.config.replicate))
-                parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
+                drawn_as = f"{seed}/{self.config.replicate}/{name}" if self.config.replicate else f"{seed}/{name}"
+                parameter.copy_(torch.randn(parameter.shape, generator=generator_of(drawn_as)).mul_(std))
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor, noise_LNE: Tensor | None = None) -> Output:
         """The training loss of a micro-batch and what its routers did.
@@ -178,11 +182,26 @@ class Block(nn.Module):
         return x_BTD + self.feed_forward(normed_BTD.to(dtype)), None
 
 
+@contextmanager
+def looking_at(model: MoE, look: Callable[[Mixture, Tensor], Seen]) -> Iterator[list[Seen]]:
+    """While it is open, each pass of `model` appends look(mixture, x_ND) to the list for every layer with experts.
+
+    x_ND is the layer's input. Layers come from the bottom; clear the list between passes.
+    """
+    seen: list[Seen] = []
+
+    def append(mixture: nn.Module, arguments: tuple[Any, ...]) -> None:
+        assert isinstance(mixture, Mixture)
+        seen.append(look(mixture, arguments[0].flatten(0, 1)))
+
+    handles = [mixture.register_forward_pre_hook(append) for mixture in model.mixtures]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _dropped(routing: Routing) -> Tensor:
     kept_E = routing.kept_E if isinstance(routing, TokenChoice) else routing.load_E
     return 1.0 - kept_E.sum() / routing.load_E.sum()
-
-
-def _seed_of(seed: int, name: str, replicate: int) -> int:
-    drawn = f"{seed}/{name}" if replicate == 0 else f"{seed}/{replicate}/{name}"
-    return int.from_bytes(hashlib.blake2b(drawn.encode(), digest_size=7).digest())

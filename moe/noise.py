@@ -5,12 +5,11 @@ So the noise is the same however a batch is split into micro-batches, and after 
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from moe.config import Config
+from moe.seeded import generator_of
 
 
 def router_noise(config: Config, *, seed: int, first: int, count: int) -> Tensor | None:
@@ -22,10 +21,5 @@ def router_noise(config: Config, *, seed: int, first: int, count: int) -> Tensor
         return None
 
     shape = (sum(config.moe_layers), config.seq_len, config.num_experts)
-    drawn = [torch.randn(shape, generator=_generator(seed, first + index)) for index in range(count)]
-    return torch.cat(drawn, dim=1)
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"noise/{seed}/{number}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest))
+    names = [f"noise/{seed}/{number}" for number in range(first, first + count)]
+    return torch.cat([torch.randn(shape, generator=generator_of(name)) for name in names], dim=1)

@@ -11,18 +11,16 @@ N tokens, A assignments, E experts, L layers with experts, W documents, S topics
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe.layers import Mixture
-from moe.model import MoE
 from moe.routing import ExpertChoice, Routing, Score, losses_of
 
 SHUFFLES = 64  # the mean over them is known to an eighth of their deviation
@@ -88,7 +86,7 @@ class RouterTally:
         self.counts_L: list[Tensor] = []
 
     def add(self, routings: Sequence[Routing], margins: Sequence[Tensor | None], document_N: Tensor) -> None:
-        """Take in a pass over tokens of these documents, with the margins that were heard in it."""
+        """Take in a pass over tokens of these documents: its routings, and sum_margins() of each layer."""
         if not self.counts_L:
             self.counts_L = [routing.load_E.new_zeros(len(self.topic_W), len(routing.load_E)) for routing in routings]
 
@@ -172,24 +170,11 @@ def topic_information(counts_WE: NDArray[np.int64], topic_W: NDArray[np.int32], 
     return Information(bits=bits, share=bits / entropy, chance=chance)
 
 
-@contextmanager
-def margins_of(model: MoE) -> Iterator[list[Tensor | None]]:
-    """While it is open, a pass of the model leaves here its layers' margins, summed over tokens; clear it between."""
-    heard: list[Tensor | None] = []
+def sum_margins(mixture: Mixture, x_ND: Tensor) -> Tensor | None:
+    """By how much affinity the last chosen expert beats the first one not chosen, summed over tokens.
 
-    def listen(mixture: nn.Module, arguments: tuple[Any, ...]) -> None:
-        assert isinstance(mixture, Mixture)
-        heard.append(_margin(mixture, arguments[0].flatten(0, 1)))
-
-    handles = [mixture.register_forward_pre_hook(listen) for mixture in model.mixtures]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _margin(mixture: Mixture, x_ND: Tensor) -> Tensor | None:
+    With the bias that balances loads, where there is one. None where tokens choose nothing.
+    """
     config = mixture.config
     if config.routing != "token_choice" or config.top_k == config.num_experts:
         return None

@@ -13,16 +13,16 @@ N tokens, K choices of a token, E experts, F hidden units, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe.config import Config
-from moe.model import MoE
+from moe.layers import Mixture
+from moe.model import MoE, looking_at
 from moe.post.stages import as_served
 from moe.routing import TokenChoice
 from moe.space.experts import GATED
@@ -51,17 +51,16 @@ def watch_routing(model: MoE, batches: Iterable[Tensor]) -> list[Usage]:
     model.eval()
     usages = [_nothing(model.config.num_experts, model.embedding.device) for _ in model.mixtures]
     for tokens_BT in batches:
-        with _inputs_of(model) as inputs:
+        with looking_at(model, _products_of_logits) as products:
             _, routings = model.hidden(tokens_BT)
 
-        for usage, mixture, x_ND, routing in zip(usages, model.mixtures, inputs, routings, strict=True):
+        for usage, routing, products_EE in zip(usages, routings, products, strict=True):
             if not isinstance(routing, TokenChoice):
                 raise TypeError("experts are pruned and merged by the tokens that choose them")
 
-            logits_NE = F.linear(x_ND, mixture.router).double()
             usage.mass_E.index_add_(0, routing.experts_NK.flatten(), routing.gates_NK.flatten().double())
             usage.load_E.add_(routing.load_E)
-            usage.logits_EE.add_(logits_NE.mT @ logits_NE)
+            usage.logits_EE.add_(products_EE)
 
     return usages
 
@@ -108,20 +107,9 @@ def merge(stacks: dict[str, Tensor], usage: Usage, config: Config) -> tuple[dict
     )
 
 
-@contextmanager
-def _inputs_of(model: MoE) -> Iterator[list[Tensor]]:
-    """What goes into each mixture of experts, [N, D], from the bottom, once the model has been called."""
-    inputs: list[Tensor] = []
-
-    def note(_mixture: nn.Module, arguments: tuple[Any, ...]) -> None:
-        inputs.append(arguments[0].flatten(0, 1))
-
-    handles = [mixture.register_forward_pre_hook(note) for mixture in model.mixtures]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
+def _products_of_logits(mixture: Mixture, x_ND: Tensor) -> Tensor:
+    logits_NE = F.linear(x_ND, mixture.router).double()
+    return logits_NE.mT @ logits_NE
 
 
 def _most_alike(logits_EE: Tensor) -> tuple[int, int]:

@@ -19,12 +19,12 @@ from moe.config import Config, apply
 from moe.data import Data
 from moe.evaluate import evaluate, quality, score_tokens
 from moe.metrics import METRICS
-from moe.model import MoE
+from moe.model import MoE, looking_at
 from moe.predictions import Predictions, PredictionTally, predict
 from moe.presets import PRESETS
 from moe.routing import TokenChoice
 from moe.rundir import run_in
-from moe.specialization import margins_of, topic_information
+from moe.specialization import sum_margins, topic_information
 from moe.stability import PROBE_TOKENS, RoutingProbe
 from moe.train import train
 
@@ -213,12 +213,12 @@ def test_margin_is_how_far_the_choice_is_from_another(overrides: dict[str, Any],
     if config.balance_bias_rate:
         mixture.balance_bias.copy_(torch.tensor([0.3, -0.2, 0.1, 0.0]))
 
-    with margins_of(model) as heard:
+    with looking_at(model, sum_margins) as seen:
         _, routing = mixture(x, torch.zeros(2, 64, dtype=torch.long), torch.float32, None)
 
-    (margin,) = heard
-    assert (margin is not None) == defined
-    if margin is None:
+    (total,) = seen
+    assert (total is not None) == defined
+    if total is None:
         return
 
     assert isinstance(routing, TokenChoice)
@@ -227,8 +227,8 @@ def test_margin_is_how_far_the_choice_is_from_another(overrides: dict[str, Any],
     choice = affinity + (mixture.balance_bias if config.balance_bias_rate else 0.0)
     chosen = torch.zeros_like(choice, dtype=torch.bool).scatter(1, routing.experts_NK, True)
     expected = choice.masked_fill(~chosen, 9.0).min(dim=1).values - choice.masked_fill(chosen, -9.0).max(dim=1).values
-    assert float(margin) == pytest.approx(float(expected.sum()), rel=1e-4)
-    assert float(margin) > 0.0
+    assert float(total) == pytest.approx(float(expected.sum()), rel=1e-4)
+    assert float(total) > 0.0
 
 
 @pytest.mark.parametrize("routing", ["token_choice", "expert_choice", "hash"])
