@@ -1,4 +1,4 @@
-"""What a killed attempt left for the next one to go on from: `resume-STEP.pt` in its run directory (moe/README.md).
+"""What a killed attempt left for the next one to go on from: `resume-STEP.pt` (docs/run-directory.md).
 
 Attempts of a run lie in runs/RUN-TOKEN with ever higher tokens. A later one takes the checkpoint that it resumes from
 over, so the newest directory that has any is the only one that counts, and checkpoints go when their run has ended.

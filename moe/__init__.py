@@ -1,1 +1,1 @@
-"""The science: a small MoE language model, its training, its score. config, accounting, fingerprint need no torch."""
+"""The science: a small MoE language model, its training, its score. moe/README.md is its map."""

@@ -12,6 +12,8 @@ and a summary that may serve as a metric (moe/metrics.py).
 Nothing is trained again, so this tells what the model relies on, not what it could do without. To remove a loss, train
 without it: a treatment such as load_balance_weight=0. With L layers of E experts it takes about L * (E + 3) times as
 long as one score.
+
+B sequences, T positions, D d_model, V vocabulary, E experts, K experts a token.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe.config import Config, ConfigError
+from moe.config import Config
 from moe.data import prepare
 from moe.evaluate import Score, load_model, quality, result, score_tokens
 from moe.layers import Mixture
@@ -80,9 +82,6 @@ def ablate(directory: Path) -> None:
     """
     request = read_request(directory)
     config = request.config
-    if request.checkpoint is None:
-        raise ConfigError("an ablation needs `checkpoint`, the directory of a finished training run")
-
     device = device_of(request)
     model = load_model(request.checkpoint, request, device)
     data = prepare(config, request.data_dir)

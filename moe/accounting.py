@@ -1,15 +1,13 @@
-"""What a config costs, computed exactly and without torch: parameters, FLOPs, peak memory.
+"""What a config costs, without torch: parameters and FLOPs exactly, peak memory as an estimate.
 
-Pre-flight, the tools and the trainer share these numbers; tests hold them against the real model.
+Pre-flight, the tools and the trainer share these numbers. Tests hold the counts against the real model;
+benchmarks/memory.py holds the estimate against measured peaks. moe/roofline.py turns them into speed.
 
     account(config).flops_per_token
     fit_micro_batch(config, memory_bytes=15 * 2**30, precision="fp16")
 
 FLOPs are counted analytically: matrix products and causal attention, forward and backward, two FLOPs a
-multiply-add; norms, softmax, routing and recomputed logits are left out. What a card makes of them, its speed, is
-measured elsewhere.
-
-Letters: D d_model, L n_layers, T seq_len, V vocab_size, E num_experts, K top_k, F d_expert, N tokens of a micro-batch.
+multiply-add; norms, softmax, routing and whatever is recomputed are left out.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from moe.precision import BYTES, Precision
 from moe.space.experts import GATED
 
 LOGITS_CHUNK = 2**25
-"""Logits held at once, in elements: moe/model.py computes the loss in chunks of this many (128 MiB in fp32)."""
+"""Logits held at once, in elements: moe/loss.py computes the loss in chunks of this many (128 MiB in fp32)."""
 
 CONTEXT_BYTES = {"fp32": 170 * 2**20, "bf16": 170 * 2**20, "fp16": 700 * 2**20}
-"""Memory before the first tensor: torch on a CPU, 157 to 185 MiB without the pages of files, which processes share
-(measured, 2.13); fp16: a CUDA context on a T4."""
+"""Memory of a process before its first tensor. fp32, bf16: torch on a CPU without the pages of files, which processes
+share (157 to 185 MiB with torch 2.13). fp16: a CUDA context on a T4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ def account(config: Config) -> Account:
     unembedded = 0 if config.tie_embeddings else config.vocab_size * d
     active_matrices = matrices + mixtures * config.top_k * expert_parameters(config)
 
-    # Backward costs twice the forward. A token attends to (T + 1) / 2 keys on average, in two products of width D.
+    # Backward costs twice the forward. Attention: two products, over (seq_len + 1) / 2 positions on average.
     attention = 6 * layers * d * (config.seq_len + 1)
     flops_per_token = 6 * active_matrices + attention
     tokens = None if config.sequences is None else config.sequences * config.seq_len
@@ -98,10 +96,9 @@ def activation_bytes(config: Config, precision: Precision) -> int:
 def peak_memory_bytes(config: Config, precision: Precision) -> int:
     """An estimate of a training process's peak memory at the config's micro-batch.
 
-    On a card for fp16, in resident memory otherwise. Weights, gradients and AdamW's two moments are fp32 (Muon has one
-    moment), as is an average of the weights. The peak is where the backward pass begins, with all activations, or where
-    it ends, with all gradients; with several micro-batches gradients are there throughout. benchmarks/memory.py has how
-    near this comes.
+    Memory of the card for fp16, resident memory of a CPU process otherwise. Weights, gradients, AdamW's two moments
+    (Muon has one) and the average of the weights are fp32. The peak is at the beginning of the backward pass, with all
+    activations, or at its end, with all gradients; with several micro-batches gradients are there throughout.
     """
     low, parameters = BYTES[precision], account(config).parameters
     states = checkpoint_bytes(config)
@@ -115,7 +112,7 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
     if low < 4:  # copies of the matrices outside of the experts stay until the backward pass
         kept += low * (parameters - sum(config.moe_layers) * config.num_experts * expert_parameters(config))
 
-    # At work on one layer, the backward pass makes the gradient of its stack and, at most, those of what it kept.
+    # In one layer the backward pass makes the gradient of the experts' stacks and, at most, of the layer's activations.
     layer = config.micro_batch_size * config.seq_len * max(_layers_bytes(config, low))
     working = 4 * config.num_experts * expert_parameters(config) + 2 * layer // 5
     at_first = kept + working + (gradients if config.micro_batch_size < config.batch_size else 0)
@@ -124,18 +121,18 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
 
 
 def weights_bytes(config: Config) -> int:
-    """Of the final weights on disk (checkpoint.pt): fp32."""
+    """Bytes of the final weights on disk (checkpoint.pt), in fp32."""
     return 4 * account(config).parameters
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """Of all that training goes on from, in memory and in a resume-STEP.pt: weights, average, moments, in fp32."""
+    """Bytes of a resumable checkpoint, in memory and on disk: weights, their average and the moments, in fp32."""
     moments = 2 * weights_bytes(config) - (4 * muon_parameters(config) if config.optimizer == "muon" else 0)
     return weights_bytes(config) * (2 if config.ema_decay > 0.0 else 1) + moments
 
 
 def disk_bytes(config: Config) -> int:
-    """The most that a training run has on disk at once: two checkpoints, and a third while that is being written.
+    """The most that a training run has on disk at once: two checkpoints, and a third one that is being written.
 
     The final weights come when no third will; metrics and log are small beside them.
     """
@@ -214,9 +211,9 @@ def _layers_bytes(config: Config, low: int) -> list[int]:
 
 
 def _layer_bytes(config: Config, low: int, *, mixture: bool) -> int:
-    # Of one layer, a token: what moe/layers.py, moe/fused.py and moe/dispatch.py keep.
+    # For each token: what moe/layers.py, moe/fused.py and moe/dispatch.py keep of one layer for the backward pass.
     d, k, f = config.d_model, config.top_k, config.d_expert
-    keys = 2 * d // config.n_heads * config.kv_heads  # and values
+    keys = 2 * d // config.n_heads * config.kv_heads  # with the values
     gated = config.expert_kind in GATED
     # The stream before each norm; inputs and outputs of the products, before and after the rotation.
     attention = 4 * d + low * (d + (d + keys) + (d + keys // 2) + 2 * d)

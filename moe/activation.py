@@ -18,7 +18,10 @@ from moe.space.experts import ExpertKind
 
 
 class Activated(NamedTuple):
-    """`value` [..., F], and of what it was made and its gradient is made again: SiLU or GELU of the gate, or ReLU."""
+    """`value` [..., F] is the result; `inner` is what differentiate() needs of the way there.
+
+    That is SiLU or GELU of the gate, or the ReLU; for mlp the result itself.
+    """
 
     value: Tensor
     inner: Tensor
@@ -30,7 +33,7 @@ def activate(hidden: Tensor, kind: ExpertKind) -> Tensor:
 
 
 def activate_with_inner(hidden: Tensor, kind: ExpertKind) -> Activated:
-    """The same, for differentiate()."""
+    """activate(), keeping `inner` for differentiate()."""
     match kind:
         case "swiglu":
             gate, up = hidden.chunk(2, dim=-1)

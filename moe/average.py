@@ -11,10 +11,10 @@ from moe.model import MoE
 
 
 class WeightAverage:
-    """The average over steps so far, every step weighing `decay` times the next.
+    """average = decay * average + (1 - decay) * weights, after every step.
 
-    The first weights would weigh far too much in short runs, so they do not enter: the decay begins at 0 and rises as
-    (1 + n) / (10 + n) with the updates n up to `decay` (as in TensorFlow's ExponentialMovingAverage).
+    The decay rises to `decay` as (1 + n) / (10 + n) with the number of updates n, as in TensorFlow's
+    ExponentialMovingAverage: at `decay` from the start, the initial weights would dominate a short run.
     """
 
     def __init__(self, model: MoE, decay: float) -> None:
@@ -24,7 +24,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: MoE) -> None:
-        """Take in the weights after an optimizer step. Buffers, which are counts and not learned, are copied."""
+        """Take in the weights after an optimizer step. Buffers are not learned by gradient, so they are copied."""
         decay = min(self.decay, (1.0 + self.updates) / (10.0 + self.updates))
         self.updates += 1
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)

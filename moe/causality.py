@@ -3,6 +3,8 @@
 Three questions, in float64 on a small stand-in: do earlier logits move when later tokens change, in evaluation and in
 training; and, in evaluation, do a sequence's logits move when another sequence of its batch changes? A model that
 fails one has a val_bpb that is no likelihood of the text, however low.
+
+B sequences, T positions, N = B * T tokens, V vocabulary, L layers with experts, E experts.
 """
 
 from __future__ import annotations

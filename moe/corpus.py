@@ -100,16 +100,13 @@ def _own(config: Config, data_dir: Path) -> Corpus:
 
 
 def split_of(text: str) -> Split:
+    """The split that a document with this text belongs to."""
     part = int.from_bytes(_digest(text)[:8]) % PARTS
     return {0: "val", 1: "test"}.get(part, "train")  # type: ignore[return-value]  # a dict's values are str
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-def _hash_of(document: Document) -> bytes:
-    return _digest(document.text)
 
 
 def split_documents(documents: Iterable[Document]) -> dict[Split, list[Document]]:
@@ -122,7 +119,10 @@ def split_documents(documents: Iterable[Document]) -> dict[Split, list[Document]
     for document in documents:
         parts[split_of(document.text)].append(document)
 
-    return parts | {split: sorted(parts[split], key=_hash_of) for split in ("val", "test")}
+    for split in ("val", "test"):
+        parts[split].sort(key=lambda document: _digest(document.text))
+
+    return parts
 
 
 def hash_sentences(texts: Iterable[str]) -> NDArray[np.uint64]:

@@ -5,6 +5,8 @@
 
 A batch is a function of the seed and of its sequences' numbers alone. Sequences are numbered through a run, whatever
 the batch size, so every treatment with the same seq_len reads the same sequences in the same order.
+
+B sequences, T positions.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def benchmarks(config: Config, data_dir: Path) -> dict[str, Data]:
 
 def batch(tokens: Tokens, config: Config, *, seed: int, first: int, size: int) -> tuple[Tensor, Tensor]:
     """The `size` sequences of a run that come after `first` of them, and their next tokens, each [size, seq_len]."""
-    draws = np.random.Philox(key=seed, counter=first).random_raw(4 * size)[::4]  # a count of it is four numbers
+    draws = np.random.Philox(key=seed, counter=first).random_raw(4 * size)[::4]  # Philox makes four numbers a count
     starts = [draw * (len(tokens) - config.seq_len) >> 64 for draw in draws.tolist()]
     plain = np.asarray(tokens)  # slices of a memmap take three times as long
     rows = [plain[start : start + config.seq_len + 1] for start in starts]

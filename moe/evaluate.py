@@ -10,6 +10,8 @@ score.
 The same pass tells what else is known of the model: moe/metrics.py lists it, docs/metrics.md explains it.
 
 What this does not do: trust the training process. Of train.json it takes only the cost, not the quality.
+
+B sequences, T positions, N tokens, D d_model, W documents.
 """
 
 from __future__ import annotations
@@ -85,13 +87,16 @@ def evaluate(directory: Path) -> None:
     write_json(directory / "score.json", content)
 
 
-def load_model(directory: Path, request: Request, device: torch.device) -> MoE:
+def load_model(directory: Path | None, request: Request, device: torch.device) -> MoE:
     """The trained model of DIR/checkpoint.pt.
 
     Raises:
-        FileNotFoundError: there is none.
-        ConfigError: it is of another config or seed than `request`.
+        ConfigError: `directory` is None, or its checkpoint is of another config or seed than `request`.
+        FileNotFoundError: it has no checkpoint.
     """
+    if directory is None:
+        raise ConfigError(f"kind={request.kind} needs `checkpoint`, the directory of a finished training run")
+
     path = directory / "checkpoint.pt"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; moe.train writes it when it completes")

@@ -28,8 +28,8 @@ def rms_norm(x: Tensor, scale_D: Tensor, eps: float) -> Tensor:
 def rotate(x_BTHW: Tensor, cos_THW: Tensor, sin_THW: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + W / 2]) by its position's angle, rounding once (RoPE, arXiv:2104.09864).
 
-    cos_THW and sin_THW are in fp32 or wider, as large as a sequence's heads: broadcast over them, each of the passes
-    below would be one over pieces of W numbers, and three times as slow. The sines of the first of a pair are negative.
+    The tables are those of moe.layers.rotary(), in fp32 or wider and repeated for every head: were they broadcast over
+    H, the inner loop of each pass below would be only W numbers long, and the passes three times as slow.
     """
     y_BTHW: Tensor = _Rotate.apply(x_BTHW, cos_THW, sin_THW)  # type: ignore[no-untyped-call]
     return y_BTHW
@@ -71,7 +71,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x_BTHW: Tensor, cos_THW: Tensor, sin_THW: Tensor) -> Tensor:
-    # In fp32: half a head is too narrow for the vector instructions of bf16. Rolling what has gaps is slow.
+    # In fp32, as half a head is too narrow for bf16 vector instructions; contiguous, as roll() is slow on strided rows.
     wide_BTHW = x_BTHW.to(cos_THW.dtype).contiguous()
     others_BTHW = wide_BTHW.roll(x_BTHW.shape[-1] // 2, dims=-1)
     return (wide_BTHW * cos_THW).addcmul_(others_BTHW, sin_THW).to(x_BTHW.dtype)

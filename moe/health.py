@@ -2,6 +2,8 @@
 
 A single spike is clipped and survived; what stays bad for PATIENCE steps in a row is not going to recover, and the GPU
 has better things to do.
+
+L layers with experts, E experts.
 """
 
 from __future__ import annotations

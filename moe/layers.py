@@ -1,9 +1,10 @@
 """The parts of a block: normalization, attention with rotary positions, dense layers and mixtures of experts.
 
-Weights are stored in fp32 and cast to the type of what they meet; a part's input and output are in the compute type,
-what it adds to (the residual stream) stays in fp32. A float64 model computes in float64 throughout.
+Weights are stored in fp32 and cast to the type of their input. A part computes in the compute type; the residual stream
+that it adds to stays in fp32. A float64 model computes in float64 throughout.
 
-B sequences, T positions, N = B * T tokens, D d_model, H heads, W head width, E experts, F hidden width.
+B sequences, T positions, S positions so far (all in the KV cache), N = B * T tokens, D d_model, H heads, W head width
+(w = W / 2), E experts, K experts a token, C tokens an expert takes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class RMSNorm(nn.Module):
 
 
 class KeyValues:
-    """One layer's keys and values of the positions so far, for its attention to go on from; room for `length`."""
+    """One layer's KV cache: keys and values of the positions so far, with room for `length` of them."""
 
     def __init__(self, config: Config, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (batch, config.kv_heads, length, config.d_model // config.n_heads)
@@ -46,7 +47,7 @@ class KeyValues:
         self.count = 0
 
     def extend(self, k_BHTW: Tensor, v_BHTW: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in those of the next positions; returns all so far."""
+        """Append those of the next positions; returns all so far."""
         start, self.count = self.count, self.count + k_BHTW.shape[2]
         self.keys_BHSW[:, :, start : self.count] = k_BHTW
         self.values_BHSW[:, :, start : self.count] = v_BHTW
@@ -66,19 +67,19 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(self.width) if config.qk_norm else None
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, cache: KeyValues | None = None) -> Tensor:
-        """With a `cache`, x_BTD are the positions that come next."""
+        """With a `cache`, x_BTD are the positions after those in it, which they attend to as well."""
         heads_BTHW = F.linear(x_BTD, self.w_qkv.to(x_BTD.dtype)).view(*x_BTD.shape[:2], -1, self.width)
-        turned_BTHW, v_BTHW = torch.split(heads_BTHW, [self.n_heads + self.kv_heads, self.kv_heads], dim=2)
+        qk_BTHW, v_BTHW = torch.split(heads_BTHW, [self.n_heads + self.kv_heads, self.kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            q_BTHW, k_BTHW = torch.split(turned_BTHW, [self.n_heads, self.kv_heads], dim=2)
-            turned_BTHW = torch.cat((self.query_norm(q_BTHW), self.key_norm(k_BTHW)), dim=2)
+            q_BTHW, k_BTHW = torch.split(qk_BTHW, [self.n_heads, self.kv_heads], dim=2)
+            qk_BTHW = torch.cat((self.query_norm(q_BTHW), self.key_norm(k_BTHW)), dim=2)
 
-        turned_BHTW = rotate(turned_BTHW, *rotation).transpose(1, 2)
-        q_BHTW, k_BHSW = torch.split(turned_BHTW, [self.n_heads, self.kv_heads], dim=1)
+        qk_BHTW = rotate(qk_BTHW, *rotation).transpose(1, 2)
+        q_BHTW, k_BHSW = torch.split(qk_BHTW, [self.n_heads, self.kv_heads], dim=1)
         v_BHSW, mask_TS = v_BTHW.transpose(1, 2), None
         if cache is not None:
             k_BHSW, v_BHSW = cache.extend(k_BHSW, v_BHSW)
-            mask_TS = _later_rows(q_BHTW.shape[2], k_BHSW.shape[2], x_BTD.device)
+            mask_TS = _causal_mask(q_BHTW.shape[2], k_BHSW.shape[2], x_BTD.device)
 
         y_BHTW = F.scaled_dot_product_attention(
             q_BHTW,
@@ -131,7 +132,7 @@ class Mixture(nn.Module):
     def forward(
         self, x_BTD: Tensor, tokens_BT: Tensor, dtype: torch.dtype, noise_NE: Tensor | None
     ) -> tuple[Tensor, Routing]:
-        """Takes its input in fp32 for the router and computes the experts in `dtype`."""
+        """`x_BTD` is in fp32, for the router; the experts compute in `dtype`."""
         x_ND = x_BTD.flatten(0, 1)
         routing = self.route(x_ND, tokens_BT, dtype, noise_NE)
         low_ND = x_ND.to(dtype)
@@ -189,9 +190,9 @@ class Mixture(nn.Module):
 
 
 def rotary(config: Config, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
-    """Cosines and sines of RoPE (arXiv:2104.09864) at the given positions, in fp32 or wider, as rotate() wants them.
+    """Cosines and sines of RoPE (arXiv:2104.09864) for rotate(), [T, H, W] in fp32 or wider.
 
-    For the heads of queries and keys together.
+    H counts the heads of queries and keys, which are rotated together. The sine of each pair's first half is negated.
     """
     width = config.d_model // config.n_heads
     wide = torch.promote_types(dtype, torch.float32)
@@ -203,8 +204,8 @@ def rotary(config: Config, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
     return cos_TW[:, None].repeat(1, heads, 1), sin_TW[:, None].repeat(1, heads, 1)
 
 
-def _later_rows(n_new: int, n_all: int, device: torch.device) -> Tensor | None:
-    """The rows of a causal mask for the last `n_new` of `n_all` positions; None where SDPA needs no mask for them."""
+def _causal_mask(n_new: int, n_all: int, device: torch.device) -> Tensor | None:
+    """Which of `n_all` positions each of the last `n_new` may see; None for one or all of them: SDPA needs no mask."""
     if n_new in (1, n_all):
         return None
 

@@ -1,10 +1,11 @@
 """Cross entropy over a vocabulary of any size without ever holding all logits.
 
-With 49,152 words the logits of the t4 preset's micro-batch, their softmax and their gradient take 7 GB at once. Here a
-chunk's gradient is computed together with its loss, while its logits are there: the two results are all that is kept,
-and no product is computed twice (the idea of Liger Kernel, arXiv:2410.10989, in plain matrix products).
+With 49,152 words the logits of the t4 preset's micro-batch, their softmax and their gradient take 7 GB at once. Here
+the gradient of a chunk of tokens is computed right after its loss, from the same logits, so that only the gradients of
+inputs and head are kept, and no product is computed twice (the idea of Liger Kernel, arXiv:2410.10989, in plain matrix
+products).
 
-N tokens, n tokens of one chunk, V vocabulary, D d_model.
+N tokens, n tokens of one chunk, r the most that a chunk has, V vocabulary, v a part of it, D d_model.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from moe.accounting import LOGITS_CHUNK
 
 HALF_SCALE = 2.0**10
-"""Of the logits' gradient in fp16, where a probability below 6e-5 loses digits and one below 6e-8 vanishes."""
+"""The logits' gradient is multiplied by this in fp16, where a value below 6e-5 loses digits and one below 6e-8 is 0."""
 
-WORDS = 4096  # of the head's gradient at a time: what is added in fp32 is then still in the processor's cache
+WORDS = 4096  # rows of the head's gradient added at a time: few enough for the fp32 sums to stay in the CPU's cache
 
 
 def sum_nats(
@@ -28,8 +29,8 @@ def sum_nats(
 ) -> Tensor:
     """Total cross entropy in nats, holding at most `chunk` logits at once.
 
-    Its gradients are computed here as well, unless nobody needs them. The backward pass only scales them, in place: a
-    second one through the same result is an error.
+    Its gradients are computed here as well, unless nothing requires them. The backward pass only scales them, in
+    place, so a second backward pass through the same result is an error.
     """
     nats: Tensor = _Nats.apply(  # type: ignore[no-untyped-call]
         x_ND, head_VD, targets_N, softcap, chunk, torch.is_grad_enabled()
@@ -49,7 +50,7 @@ class _Nats(torch.autograd.Function):
     ) -> Tensor:
         n_rows = min(len(x_ND), max(1, chunk // len(head_VD)))
         low_VD = head_VD.to(x_ND.dtype)
-        # Two buffers for all chunks: fresh ones would be paged in each time, which takes longer than the arithmetic.
+        # Two buffers for all chunks: the system takes longer to hand out fresh pages than the arithmetic does.
         low_rV = x_ND.new_empty(n_rows, len(head_VD))
         wide_rV = low_rV.to(torch.promote_types(x_ND.dtype, torch.float32))
         keep = grad_enabled and any(ctx.needs_input_grad)
@@ -82,7 +83,7 @@ class _Nats(torch.autograd.Function):
 
 
 def _nats_and_gradient(logits_nV: Tensor, targets_n: Tensor, softcap: float) -> Tensor:
-    """Cross entropy of raw logits, which it turns into their gradient, in place."""
+    """The cross entropy of raw logits, which are overwritten with their gradient."""
     square_nV = None
     if softcap != 0.0:
         logits_nV.div_(softcap).tanh_()
@@ -92,7 +93,7 @@ def _nats_and_gradient(logits_nV: Tensor, targets_n: Tensor, softcap: float) -> 
     target_n1 = targets_n[:, None]
     shifted_n1 = logits_nV.amax(dim=1, keepdim=True) - logits_nV.gather(1, target_n1)
     probs_nV = torch.softmax(logits_nV, dim=1, out=logits_nV)  # rows are read whole before they are written
-    nats_n1 = shifted_n1 - probs_nV.amax(dim=1, keepdim=True).log()  # the largest one is 1 / sum(exp(logit - largest))
+    nats_n1 = shifted_n1 - probs_nV.amax(dim=1, keepdim=True).log()  # the largest p is 1 / sum(exp(logit - largest))
     probs_nV.scatter_(1, target_n1, torch.expm1(-nats_n1))  # p - 1 without the cancellation
     if square_nV is not None:
         probs_nV.addcmul_(probs_nV, square_nV, value=-1.0)

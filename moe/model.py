@@ -10,6 +10,8 @@ one place share all other initial weights.
     model(tokens_BT, targets_BT).loss.backward()
 
 B sequences, T positions, N = B * T tokens, D d_model, V vocabulary, E experts, L layers with experts.
+
+moe/README.md says where each guarantee of this package is made, and which test shows it.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class MoE(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
-        self._rotated_as: tuple[int, torch.dtype, torch.device] | None = None
+        self._rotation_key: tuple[int, torch.dtype, torch.device] | None = None
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.d_model))
 
     @torch.no_grad()
@@ -136,10 +138,11 @@ class MoE(nn.Module):
                 mixture.update_balance(load_E)
 
     def _rotation(self, length: int, dtype: torch.dtype, device: torch.device) -> Rotation:
-        # Kept from one pass to the next: of a small model's it would take a hundredth.
-        if self._rotated_as != (length, dtype, device):
+        # Kept between passes: to make it each time would take 1 % of a small model's step.
+        key = (length, dtype, device)
+        if self._rotation_key != key:
             self._kept_rotation = rotary(self.config, torch.arange(length, device=device), dtype)
-            self._rotated_as = (length, dtype, device)
+            self._rotation_key = key
 
         return self._kept_rotation
 

@@ -23,17 +23,17 @@ from moe.adamw import Optimizer
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: steep at zero, and after five steps singular values lie between 0.68 and 1.21."""
 
-EPS = 1e-7  # of the norm that a matrix is divided by, as in Jordan's code: an expert without tokens stays at zero
+EPS = 1e-7  # least norm that a matrix is divided by, as in Jordan's code: a zero gradient stays zero
 RMS = 0.2  # of AdamW's updates, as measured by Moonlight; an orthogonal O x I matrix has 1 / sqrt(max(O, I))
 BATCH = 2**23
-"""Elements orthogonalized at once. A bound on memory (about 4 times as many numbers), far above what speed needs."""
+"""Elements orthogonalized at once. It bounds the memory (about 4 times as many numbers); speed needs far fewer."""
 
 
 class Muon(Optimizer):
     """Parameters [..., O, I] are stacks of matrices; each is a matrix of its own.
 
-    A group may have `rows`: the heights of several matrices that its parameters hold one below the other, such as
-    queries, keys and values. That they are multiplied at once is no reason to orthogonalize them as one.
+    A group may have `rows`: the heights of several matrices that its parameters hold one below the other, such as the
+    projections to queries, keys and values. They are joined for speed alone, so each is orthogonalized by itself.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Muon(Optimizer):
         for (height, width), stacks in by_shape.items():
             size = group["lr"] * RMS * math.sqrt(max(height, width))
             for batch in _batches(stacks, max(1, BATCH // (height * width))):
-                # Nesterov's momentum; as a mean, which only scales it, and the norm is divided out.
+                # Nesterov momentum. That it is a mean, and not a sum, is a factor, which the norm divides out.
                 ahead_BOI = torch.cat([stack.gradient.lerp(stack.momentum, group["momentum"]) for stack in batch])
                 update_BOI = orthogonalize(ahead_BOI, steps=group["steps"], dtype=self.dtype)
                 parts = torch.split(update_BOI, [len(stack.weight) for stack in batch])

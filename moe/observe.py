@@ -5,6 +5,8 @@ observed on small stand-ins (moe/standin.py) in float64 on the CPU, on real text
 
 What this does not say: whether a knob helps, or that a clipping threshold met in the first updates still
 matters in the thousandth.
+
+B sequences, T positions.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ The launch time is that of the host it was measured on, with PyTorch in eager mo
 """
 
 RECOMPUTED = 4 / 3
-"""What is computed twice in the forward pass costs a third more: the backward is two forwards."""
+"""Work of a step with activation checkpointing: two forward passes and a backward pass, which counts as two more."""
 
 KEPT_PASSES: Mapping[Precision, float] = {"fp32": 10.6, "fp16": 12.9}
 """Bytes moved for each byte that autograd keeps: eager PyTorch reads and writes every intermediate (counted)."""

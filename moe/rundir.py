@@ -1,4 +1,4 @@
-"""The run directory, the trainer's whole interface (moe/README.md): read the request, write results, record failure.
+"""The run directory (docs/run-directory.md): read the request, write results, record failure.
 
 Every `python -m moe.<kind> DIR` is one call of `run_in`: a failure of any sort becomes error.json, a traceback on
 stderr and exit code 1. A file that stands under its final name is whole, also after a power cut.
@@ -33,7 +33,6 @@ may be no room for any other word."""
 CHECKPOINT_SECONDS = 30.0
 """Of training between two resumable checkpoints: what a kill may cost. At `micro` writing one takes 0.05 % of it."""
 
-
 NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 """In torch's messages: of its CPU allocator, of C++, of the CUDA runtime, of cuBLAS and cuDNN."""
 
@@ -60,7 +59,7 @@ class Request(BaseModel):
 def run_in(work: Callable[[Path], None], arguments: list[str]) -> int:
     """Do `work` in the directory named by `arguments`; returns the exit code."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        sys.stderr.write("one argument is needed: a run directory that contains config.json (see moe/README.md)\n")
+        sys.stderr.write("one argument is needed: a run directory with a config.json (docs/run-directory.md)\n")
         return 2
 
     directory = Path(arguments[0])

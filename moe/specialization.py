@@ -5,7 +5,8 @@ information of Vinh, Epps and Bailey (JMLR 11, 2010): less its mean after the to
 Whole documents are shuffled, since the tokens of one resemble each other whatever its topic; so a router that knows
 words or documents, but no topics, reads about 0.
 
-N tokens, A assignments, E experts, L layers with experts, W documents, S topics.
+N tokens, A assignments, E experts, K experts a token, C tokens an expert takes, L layers with experts, W documents,
+S topics, D d_model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Do routers still change their minds? The routing of a fixed text, compared between evaluations during training.
 
-N tokens, E experts.
+B sequences, T positions, N = B * T tokens, A assignments, E experts.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from moe.routing import Routing
 from moe.specialization import assignments
 from moe.tokenizer import Tokens
 
-PROBE_TOKENS = 1024  # an eighth of what a progress evaluation reads
+TOKENS = 1024  # an eighth of what a progress evaluation reads
 
 
-class RoutingProbe:
-    """Remembers where the tokens went at the last look. That is part of a checkpoint."""
+class RouterStability:
+    """Remembers where the first tokens of a text went at the last look, also from one checkpoint to a resumed run."""
 
     def __init__(self, config: Config, tokens: Tokens, device: torch.device) -> None:
-        rows = max(1, PROBE_TOKENS // config.seq_len)
+        rows = max(1, TOKENS // config.seq_len)
         batches = windows(tokens, rows * config.seq_len, config.seq_len, rows)
         self.tokens_BT = next(batches)[0].to(device)
         self.chosen: list[Tensor] = []
 
     @torch.no_grad()
     def look(self, model: MoE) -> float | None:
-        """How much of each token's set of experts is what it was at the last look, or None at the first one.
+        """The Jaccard index of each token's set of experts now and at the last look, averaged over tokens and layers.
 
-        The Jaccard index of the two sets, averaged over tokens and layers: 1 where all stayed, 0 where all moved.
+        1 where all stayed, 0 where all moved; None at the first look.
         """
         training, compute = model.training, model.compute
         model.eval()
@@ -47,7 +47,7 @@ class RoutingProbe:
         if not before:
             return None
 
-        return sum(map(_likeness, before, self.chosen)) / len(before)
+        return sum(map(_jaccard, before, self.chosen)) / len(before)
 
     def state_dict(self) -> dict[str, Any]:
         return {"chosen": self.chosen}
@@ -63,7 +63,7 @@ def _membership(routing: Routing, n_tokens: int) -> Tensor:
     return member_NE
 
 
-def _likeness(before_NE: Tensor, after_NE: Tensor) -> float:
+def _jaccard(before_NE: Tensor, after_NE: Tensor) -> float:
     shared_N = (before_NE & after_NE).sum(dim=1)
     either_N = (before_NE | after_NE).sum(dim=1)
     # Under expert choice a token may have no expert at all, before and after: that is no change.

@@ -25,7 +25,6 @@ from moe.texts import END, CorpusError, hash_file
 Tokens = NDArray[np.uint16]
 """Ids fit: vocab_size is at most 65,536."""
 
-
 ENDS = (END, "<|endoftext|>")  # of our own, of SmolLM's
 BATCH = 1000  # texts at once: an Encoding takes about a hundred times the memory of its ids
 

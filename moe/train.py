@@ -1,4 +1,4 @@
-"""Train one model: `python -m moe.train DIR`, where DIR holds config.json (moe/README.md).
+"""Train one model: `python -m moe.train DIR`, where DIR holds config.json (docs/run-directory.md).
 
 Appends to metrics.jsonl as it goes; leaves checkpoint.pt and train.json. The seed determines everything: on a CPU, with
 a budget in tokens and a fixed number of threads, the same seed gives the same bits, also when the run was killed and
@@ -7,6 +7,8 @@ resumed (moe/checkpoint.py). On CUDA kernels may differ in the last bits. Severa
 
 What this does not do: grade itself (moe/evaluate.py does; val_bpb here is a curve over a small part of
 val), or choose the micro-batch (pre-flight does, with moe/accounting.py).
+
+B sequences, T positions, L layers with experts, E experts.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from moe.rundir import (
 )
 from moe.schedule import Position, batch_at, learning_rate, micro_batch_rows, pieces_at, progress_at
 from moe.specialization import load_statistics
-from moe.stability import RoutingProbe
+from moe.stability import RouterStability
 
 PROGRESS_TOKENS = 8192  # of val, for the curve; the score uses eval_tokens
 POINTS = 20  # metric lines a run at least, evenly spaced (fewer only if there are fewer steps)
@@ -57,7 +59,7 @@ POINT_SECONDS = 1.0  # and at least one a second
 
 # What a Trainer resumes with: plain numbers, and its parts that have a state_dict().
 COUNTERS = ("step", "sequences", "seconds", "evals_done", "points_done", "last_point")
-PARTS = ("model", "average", "scaler", "watch", "routing_probe")
+PARTS = ("model", "average", "scaler", "watch", "stability")
 
 # Of an Output, what a step reports as means over its batch.
 MEANS = ("cross_entropy", "balance_loss", "z_loss", "router_entropy", "dropped")
@@ -137,7 +139,7 @@ class Trainer:
         self.half = precision == "fp16"
         self.scaler = torch.GradScaler(self.device.type, enabled=self.half)
         self.watch = Watch(self.config)
-        self.routing_probe = RoutingProbe(self.config, self.data.tokens["val"], self.device)
+        self.stability = RouterStability(self.config, self.data.tokens["val"], self.device)
 
     @property
     def tokens(self) -> int:
@@ -206,7 +208,7 @@ class Trainer:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
                 score = score_tokens(self.scored_model, self.data, "val", n_tokens, self.device)
                 values["val_bpb"] = score.bits_per_byte
-                if (stability := self.routing_probe.look(self.scored_model)) is not None:
+                if (stability := self.stability.look(self.scored_model)) is not None:
                     values["router_stability"] = stability
 
             self.evals_done, self.points_done, self.last_point = evals_due, points_due, self.seconds

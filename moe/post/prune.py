@@ -8,7 +8,7 @@ logits being linear, averages the logits.
 
 What this does not do: train what is left, which is what recovers most of the loss in both papers.
 
-N tokens, K choices of a token, E experts, F hidden units, D d_model.
+B sequences, T positions, N = B * T tokens, K experts a token, E experts, F hidden units, D d_model.
 """
 
 from __future__ import annotations

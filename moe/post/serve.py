@@ -1,4 +1,7 @@
-"""From a trained model to the one that is served: pruned, merged and quantized as its config says."""
+"""From a trained model to the one that is served: pruned, merged and quantized as its config says.
+
+B sequences, T positions.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from moe.presets import PRESETS
 from moe.routing import TokenChoice
 from moe.rundir import run_in
 from moe.specialization import sum_margins, topic_information
-from moe.stability import PROBE_TOKENS, RoutingProbe
+from moe.stability import TOKENS, RouterStability
 from moe.train import train
 
 MakeRun = Callable[..., Path]
@@ -234,22 +234,22 @@ def test_margin_is_how_far_the_choice_is_from_another(overrides: dict[str, Any],
 @pytest.mark.parametrize("routing", ["token_choice", "expert_choice", "hash"])
 def test_stability_is_one_until_the_router_moves(routing: str) -> None:
     config = apply(SHORT, {"routing": routing})
-    probe = RoutingProbe(config, _text(config, documents=60, topics=1).tokens["val"], CPU)
-    assert probe.tokens_BT.numel() == PROBE_TOKENS
+    stability = RouterStability(config, _text(config, documents=60, topics=1).tokens["val"], CPU)
+    assert stability.tokens_BT.numel() == TOKENS
     model = _model(config).train()
-    assert [probe.look(model) for _ in range(2)] == [None, 1.0]
+    assert [stability.look(model) for _ in range(2)] == [None, 1.0]
     assert model.training
 
-    resumed = RoutingProbe(config, _text(config, documents=60, topics=1).tokens["val"], CPU)
-    resumed.load_state_dict(probe.state_dict())
+    resumed = RouterStability(config, _text(config, documents=60, topics=1).tokens["val"], CPU)
+    resumed.load_state_dict(stability.state_dict())
     if routing != "hash":
         for mixture in model.mixtures:
             mixture.router.neg_()
 
-        stability = probe.look(model)
-        assert stability is not None
-        assert stability < 0.5
-        assert resumed.look(model) == stability
+        like = stability.look(model)
+        assert like is not None
+        assert like < 0.5
+        assert resumed.look(model) == like
 
 
 def _model(config: Config) -> MoE:
