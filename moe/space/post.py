@@ -69,8 +69,8 @@ class Post(BaseModel):
             ge=8,
             le=4096,
             multiple_of=2,
-            description="weights of an output channel that share a scale with quantize=int4; a smaller group is more "
-            "exact and takes more bytes",
+            description="weights of an output channel that share a scale with quantize=int4, an even number; a smaller "
+            "group is more exact and takes more bytes",
         ),
         Acts(
             on="evaluation",

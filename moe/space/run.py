@@ -46,7 +46,7 @@ class Run(BaseModel):
     budget_tokens: Annotated[
         int | None,
         Field(ge=1, le=10**12, description="training tokens; the run ends at the last whole batch within them"),
-        Acts(on="schedule", source="equal tokens on both sides", role="budget"),
+        Acts(on="schedule", source="Chinchilla, arXiv:2203.15556: the tokens of a training run", role="budget"),
     ] = None
     budget_seconds: Annotated[
         float | None,
@@ -59,14 +59,14 @@ class Run(BaseModel):
             ge=0,
             le=10**6,
             description="another draw of the initial weights, with all else equal: compares a config with itself, "
-            "which tells how large differences are where there is none",
+            "which tells how large differences come about by chance",
         ),
         Acts(on="loss", source="A/A test: Kohavi et al. 2009, Controlled experiments on the web, section 3.3.2"),
     ] = 0
     eval_tokens: Annotated[
         int,
         Field(ge=64, le=10**9, description="tokens of the held-out split that a score is computed on"),
-        Acts(on="evaluation", source="a fixed held-out set", role="evaluation"),
+        Acts(on="evaluation", source="The Pile, arXiv:2101.00027: bits per byte of held-out text", role="evaluation"),
     ]
     progress_evals: Annotated[
         int,
@@ -75,7 +75,7 @@ class Run(BaseModel):
             le=1000,
             description="evaluations during training, for the curve; the score is made afterwards",
         ),
-        Acts(on="evaluation", source="learning curves", role="evaluation"),
+        Acts(on="evaluation", source="Kaplan et al. 2020, arXiv:2001.08361: learning curves", role="evaluation"),
     ]
     micro_batch_size: Annotated[
         int,
@@ -84,7 +84,7 @@ class Run(BaseModel):
             le=4096,
             description="sequences per forward pass; divides batch_size; changes memory, not gradients",
         ),
-        Acts(on="memory", source="gradient accumulation", role="machine"),
+        Acts(on="memory", source="gradient accumulation: Ott et al. 2018, arXiv:1806.00187", role="machine"),
     ]
     activation_checkpointing: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""The map of moe/ for its readers, moe/README.md: every module has its line, and every test that is named is there."""
+"""What readers of moe/ are given: its map, moe/README.md, holds to the tree, and docs/knobs.md to the declarations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+
+from moe.space.__main__ import pages
 
 ROOT = Path(__file__).parents[2]
 MAP = (ROOT / "moe" / "README.md").read_text(encoding="utf-8")
@@ -34,3 +36,8 @@ def test_every_test_that_is_named_is_there() -> None:
     for path, name in named:
         body = ast.parse((ROOT / path).read_text()).body
         assert any(isinstance(node, ast.FunctionDef) and node.name == name for node in body), f"{path}::{name}"
+
+
+def test_the_table_of_knobs_is_what_the_fields_declare() -> None:
+    table = (ROOT / "docs" / "knobs.md").read_text(encoding="utf-8")
+    assert table == "\n".join(pages()), "changed on purpose? python -m moe.space > docs/knobs.md"
