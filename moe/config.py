@@ -31,6 +31,9 @@ from moe.space.post import Post
 from moe.space.routing import Routing
 from moe.space.run import Run
 
+BYTES = 256
+"""Ids of the byte tokenizer, one of which ends documents; a BPE has one more for that."""
+
 MIN_SEQ_LEN = 8
 """Tokens of the shortest sequence, also where `length_doublings` cuts them."""
 
@@ -87,8 +90,11 @@ class Config(Post, Run, Optimization, Routing, Experts, Backbone):
         if self.corpus == "smollm" and self.corpus_documents is None:
             yield "corpus=smollm is streamed; say with corpus_documents how much of it"
 
-        if self.tokenizer == "byte" and self.vocab_size != 256:
-            yield f"vocab_size={self.vocab_size} must be 256 with the byte tokenizer"
+        if self.tokenizer == "byte" and self.vocab_size != BYTES:
+            yield f"vocab_size={self.vocab_size} must be {BYTES} with the byte tokenizer"
+
+        if self.tokenizer == "bpe" and self.vocab_size <= BYTES:
+            yield f"vocab_size={self.vocab_size} must be more than {BYTES} with tokenizer=bpe: the bytes and an end"
 
         if (self.budget_tokens is None) == (self.budget_seconds is None):
             yield "exactly one of budget_tokens and budget_seconds must be set"
@@ -106,8 +112,8 @@ class Config(Post, Run, Optimization, Routing, Experts, Backbone):
                 f"top_k={self.top_k} of num_experts={self.num_experts}"
             )
 
-        if gone and self.routing == "hash":
-            yield "prune_experts and merge_experts need a learned router; routing=hash has none"
+        if gone and self.routing != "token_choice":
+            yield f"prune_experts and merge_experts need tokens that choose their experts; routing={self.routing}"
 
     @property
     def kv_heads(self) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from moe.config import Config, apply
+from moe.config import BYTES, Config, apply
 from moe.knobs import Value
 
-CAPS: Mapping[str, int] = {"seq_len": 32, "d_expert": 32, "vocab_size": 256}
+CAPS: Mapping[str, int] = {"seq_len": 32, "d_expert": 32, "vocab_size": 2 * (BYTES + 1)}
 HEAD_WIDTH = 8
 SEQUENCES = 2  # routing groups a batch at least, so that splitting into groups can be seen
 
@@ -34,8 +34,9 @@ def stand_in(a: Config, b: Config) -> tuple[Config, Config]:
 
 def _resize(config: Config, sizes: dict[str, int], group: int, batch: int) -> Config:
     changes: dict[str, Value] = {"routing_group": group, "batch_size": batch, "micro_batch_size": batch}
-    changes |= {"batch_doublings": 0, "length_doublings": 0, "tokenizer": "bpe", "activation_checkpointing": False}
-    return apply(config, sizes | changes)  # bpe admits any vocabulary; the probe maps real ids into it
+    changes |= {"batch_doublings": 0, "length_doublings": 0, "activation_checkpointing": False}
+    changes["tokenizer"] = "byte" if sizes["vocab_size"] == BYTES else "bpe"  # the probe maps real ids into it
+    return apply(config, sizes | changes)
 
 
 def _pair(a: int, b: int, cap: int) -> tuple[int, int]:
@@ -59,4 +60,4 @@ def _layers(a: Config, b: Config) -> tuple[int, int]:
 
 
 def _widths(a: Config, b: Config) -> tuple[int, int]:
-    return _ordered(a.d_model, b.d_model, HEAD_WIDTH * math.lcm(a.n_heads, b.n_heads))
+    return _ordered(a.d_model, b.d_model, HEAD_WIDTH * math.lcm(2, a.n_heads, b.n_heads))  # 16 at least, as Config asks

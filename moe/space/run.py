@@ -40,7 +40,7 @@ class Run(BaseModel):
     ]
     vocab_size: Annotated[
         int,
-        Field(ge=256, le=65536, description="tokens in the vocabulary; 256 with the byte tokenizer"),
+        Field(ge=256, le=65536, description="tokens in the vocabulary; 256 with the byte tokenizer, more with bpe"),
         Acts(on="loss", source="byte-level BPE, GPT-2", role="budget"),
     ]
     budget_tokens: Annotated[

@@ -145,7 +145,7 @@ def test_what_cannot_be_left_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="must leave top_k=2 of num_experts=4"):
         apply(NANO, {"prune_experts": 2, "merge_experts": 1})
 
-    with pytest.raises(ConfigError, match="need a learned router"):
+    with pytest.raises(ConfigError, match="need tokens that choose their experts"):
         apply(NANO, {"routing": "hash", "prune_experts": 1})
 
 

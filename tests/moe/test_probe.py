@@ -96,6 +96,22 @@ def test_dead_knobs_are_named(probed: Probe, base: dict[str, Any], treatment: di
     assert {name for name, seen in acts.items() if not seen["acts"]} == dead
 
 
+@pytest.mark.parametrize(
+    ("base", "treatment"),
+    [
+        ({"d_model": 16, "n_heads": 1}, {"lr": 1e-3}),
+        ({}, {"n_heads": 1}),
+        ({"tokenizer": "bpe", "vocab_size": 512}, {"num_shared_experts": 1}),
+        ({"routing": "expert_choice"}, {"top_k": 1}),
+    ],
+    ids=["one narrow head", "one head", "a vocabulary of its own", "expert choice"],
+)
+def test_the_smallest_models_are_probed_as_well(probed: Probe, base: dict[str, Any], treatment: dict[str, Any]) -> None:
+    score = probed(apply(NANO, base), treatment)
+    assert all(seen["acts"] for seen in score["acts"].values())
+    assert score["causal"] == score["declared_causal"]
+
+
 def test_probe_reports_causality_and_costs(probed: Probe) -> None:
     base = apply(T4, {"tokenizer": "byte", "vocab_size": 256})  # saves training a BPE of 49,152
     score = probed(base, {"num_experts": 16, "d_model": 512})
@@ -132,10 +148,18 @@ def test_each_knob_is_set_back_alone_within_the_treatment() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["d_model", "n_heads", "seq_len", "n_layers", "d_expert", "batch_size", "routing_group"]
+    "name", ["d_model", "n_heads", "seq_len", "n_layers", "d_expert", "batch_size", "routing_group", "vocab_size"]
 )
 def test_stand_ins_are_small_and_keep_the_order(name: str) -> None:
-    larger = {"d_model": 768, "n_heads": 16, "seq_len": 1024, "n_layers": 12, "d_expert": 3072, "batch_size": 192}
+    larger = {
+        "vocab_size": 65536,
+        "d_model": 768,
+        "n_heads": 16,
+        "seq_len": 1024,
+        "n_layers": 12,
+        "d_expert": 3072,
+        "batch_size": 192,
+    }
     value = larger.get(name, 8)
     a, b = stand_in(T4, apply(T4, {name: value}))
     assert getattr(a, name) < getattr(b, name)
