@@ -109,8 +109,8 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
     logits = (4 if low == 4 else low + 4) + (4 if config.logit_softcap > 0.0 else 0)
     head = logits * chunk + 4 * config.vocab_size * config.d_model + (low + 8) * tokens * config.d_model
     kept = activation_bytes(config, precision) + head
-    if low < 4:  # copies of the matrices outside of the experts stay until the backward pass
-        kept += low * (parameters - sum(config.moe_layers) * config.num_experts * expert_parameters(config))
+    if low < 4 and not config.activation_checkpointing:  # copies of the matrices stay until the backward pass
+        kept += low * parameters
 
     # In one layer the backward pass makes the gradient of the experts' stacks and, at most, of the layer's activations.
     layer = config.micro_batch_size * config.seq_len * max(_layers_bytes(config, low))

@@ -60,10 +60,12 @@ def mix_op(
     rows_E: Tensor,
     kind: str,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """moe.dispatch.compute()."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """moe.dispatch.compute(), with nothing for stacks that needed no cast: an operator returns none of its inputs."""
     slots = Slots(token_R, slot_A, bag_N, rows_E)
-    return compute(x_ND, gate_A, w_in, w_out, slots, cast("ExpertKind", kind), keep)
+    y_ND, hidden_RG, *stacks = compute(x_ND, gate_A, w_in, w_out, slots, cast("ExpertKind", kind), keep)
+    low_in, low_out = stacks if w_in.dtype != x_ND.dtype else (x_ND.new_empty(0), x_ND.new_empty(0))
+    return y_ND, hidden_RG, low_in, low_out
 
 
 @mix_op.register_fake
@@ -78,8 +80,11 @@ def _(
     rows_E: Tensor,
     kind: str,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_ND), x_ND.new_empty(token_R.shape[0] if keep else 0, w_in.shape[1])
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    hidden_RG = x_ND.new_empty(token_R.shape[0] if keep else 0, w_in.shape[1])
+    casts = w_in.dtype != x_ND.dtype
+    low_in, low_out = [x_ND.new_empty(stack.shape if casts else 0) for stack in (w_in, w_out)]
+    return torch.empty_like(x_ND), hidden_RG, low_in, low_out
 
 
 @torch.library.custom_op("blueberry::mix_gradients", mutates_args=())
@@ -87,18 +92,19 @@ def gradients_op(
     grad_ND: Tensor,
     x_ND: Tensor,
     gate_A: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
+    low_in: Tensor,
+    low_out: Tensor,
     hidden_RG: Tensor,
     token_R: Tensor,
     slot_A: Tensor,
     bag_N: Tensor,
     rows_E: Tensor,
     kind: str,
+    weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """moe.dispatch.gradients()."""
     slots = Slots(token_R, slot_A, bag_N, rows_E)
-    return gradients(grad_ND, x_ND, gate_A, w_in, w_out, hidden_RG, slots, cast("ExpertKind", kind))
+    return gradients(grad_ND, x_ND, gate_A, low_in, low_out, hidden_RG, slots, cast("ExpertKind", kind), weight_dtype)
 
 
 @gradients_op.register_fake
@@ -106,27 +112,31 @@ def _(
     grad_ND: Tensor,
     x_ND: Tensor,
     gate_A: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
+    low_in: Tensor,
+    low_out: Tensor,
     hidden_RG: Tensor,
     token_R: Tensor,
     slot_A: Tensor,
     bag_N: Tensor,
     rows_E: Tensor,
     kind: str,
+    weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_ND), torch.empty_like(gate_A), torch.empty_like(w_in), torch.empty_like(w_out)
+    grad_in, grad_out = [torch.empty_like(stack, dtype=weight_dtype) for stack in (low_in, low_out)]
+    return torch.empty_like(x_ND), torch.empty_like(gate_A), grad_in, grad_out
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x_ND, gate_A, w_in, w_out, *slots, kind, _ = inputs
-    ctx.save_for_backward(x_ND, gate_A, w_in, w_out, output[1], *slots)
-    ctx.kind = kind
-    ctx.set_materialize_grads(False)  # nobody differentiates the hidden layer
+    _, hidden_RG, low_in, low_out = output
+    stacks = (low_in, low_out) if w_in.dtype != x_ND.dtype else (w_in, w_out)
+    ctx.save_for_backward(x_ND, gate_A, *stacks, hidden_RG, *slots)
+    ctx.kind, ctx.dtype = kind, w_in.dtype
+    ctx.set_materialize_grads(False)  # nobody differentiates what is kept
 
 
-def _backward(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *gradients_op(grad_ND, *ctx.saved_tensors, ctx.kind), *[None] * 6
+def _backward(ctx: Any, grad_ND: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *gradients_op(grad_ND, *ctx.saved_tensors, ctx.kind, ctx.dtype), *[None] * 6
 
 
 mix_op.register_autograd(_backward, setup_context=_setup)

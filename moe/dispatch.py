@@ -1,9 +1,9 @@
 """Experts' products and their gradients, over rows that are laid out expert after expert (moe/slots.py).
 
-One autograd function by hand, for three reasons. Only the hidden layer before the activation is kept, a gather and an
-activation being cheaper to repeat than to store. A few experts at a time, everything else stays in the processor's
-cache. And each expert's gradient is written straight into its place in the stack, where autograd would fill the whole
-stack with zeros for each expert.
+One autograd function by hand, for three reasons. Only the hidden layer before the activation is kept, and the weights
+as they were cast, a gather and an activation being cheaper to repeat than to store. A few experts at a time, everything
+else stays in the processor's cache. And each expert's gradient is written straight into its place in the stack, where
+autograd would fill the whole stack with zeros for each expert.
 
 The same lines compute some experts of the loop, with a product each, and all of them padded, in batched products. Sums
 over a token's experts are bags of an embedding (torch.embedding_bag): gather, weight and sum in one pass, accumulated
@@ -32,6 +32,10 @@ PART_ELEMENTS = 2**19
 experts take .79 of the time of one after another), few enough to stay near the processor. From 2**18 to 2**20 all
 take equally long, and experts that are larger by themselves do so anyway."""
 
+SHARED_PART_WORK = 25_000_000
+"""Multiplications in a part's first product from which on several threads share out the parts: a quarter of a
+millisecond, against which their taking turns in Python is little."""
+
 
 def mix(x_ND: Tensor, gate_A: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind) -> Tensor:
     """Sum of each token's experts, weighted by `gate_A`, in the order of slot_A: 0 where that has no row."""
@@ -54,63 +58,74 @@ class _Mix(torch.autograd.Function):
         grad_enabled: bool,
     ) -> Tensor:
         keep = grad_enabled and any(ctx.needs_input_grad)
-        y_ND, hidden_RG = compute(x_ND, gate_A, w_in, w_out, slots, kind, keep)
+        y_ND, hidden_RG, low_in, low_out = compute(x_ND, gate_A, w_in, w_out, slots, kind, keep)
         if keep:
-            ctx.save_for_backward(x_ND, gate_A, w_in, w_out, hidden_RG, *slots)
-            ctx.kind = kind
+            ctx.save_for_backward(x_ND, gate_A, low_in, low_out, hidden_RG, *slots)
+            ctx.kind, ctx.dtype = kind, w_in.dtype
 
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, gate_A, w_in, w_out, hidden_RG, *slots = ctx.saved_tensors
-        return *gradients(grad_ND, x_ND, gate_A, w_in, w_out, hidden_RG, Slots(*slots), ctx.kind), None, None, None
+        x_ND, gate_A, low_in, low_out, hidden_RG, *laid_out = ctx.saved_tensors
+        slots = Slots(*laid_out)
+        grads = gradients(grad_ND, x_ND, gate_A, low_in, low_out, hidden_RG, slots, ctx.kind, ctx.dtype)
+        return *grads, None, None, None
 
 
 def compute(
     x_ND: Tensor, gate_A: Tensor, w_in: Tensor, w_out: Tensor, slots: Slots, kind: ExpertKind, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """The mixture [N, D] and, to `keep`, the hidden layer [R, G] before the activation (otherwise empty)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mixture [N, D]; to `keep`, the hidden layer [R, G] before the activation (otherwise empty); both stacks.
+
+    The stacks are copies in the type of x_ND, or `w_in` and `w_out` themselves where they are of that type.
+    """
     dtype, n_rows = x_ND.dtype, len(slots.token_R)
     hidden_RG = x_ND.new_empty(n_rows if keep else 0, w_in.shape[1])
     y_RD = _room_for_rows(x_ND, n_rows)
+    casts = w_in.dtype != dtype
+    low_in, low_out = [torch.empty_like(stack, dtype=dtype) if casts else stack for stack in (w_in, w_out)]
 
     def work(part: _Part) -> None:
         experts, rows, sizes = part
-        in_eGD, out_eDF = _cast([w_in[experts], w_out[experts]], dtype)
+        in_eGD, out_eDF = low_in[experts], low_out[experts]
+        if casts:
+            torch._foreach_copy_([in_eGD, out_eDF], [w_in[experts], w_out[experts]])
+
         x_rD = x_ND.index_select(0, slots.token_R[rows])
         hidden_rG = hidden_RG[rows] if keep else x_ND.new_empty(len(x_rD), w_in.shape[1])
         _multiply(x_rD, in_eGD.mT, hidden_rG, sizes)
         _multiply(activate(hidden_rG, kind), out_eDF.mT, y_RD[rows], sizes)
 
     _for_each_part(work, slots, w_in)
-    return _sum_bags(y_RD, slots, gate_A.to(dtype)), hidden_RG
+    return _sum_bags(y_RD, slots, gate_A.to(dtype)), hidden_RG, low_in, low_out
 
 
 def gradients(
     grad_ND: Tensor,
     x_ND: Tensor,
     gate_A: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
+    low_in: Tensor,
+    low_out: Tensor,
     hidden_RG: Tensor,
     slots: Slots,
     kind: ExpertKind,
+    weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of x_ND, gate_A, w_in and w_out, for the gradient `grad_ND` of the mixture."""
+    """Of x_ND, gate_A, and the stacks in their own type, for the gradient `grad_ND` of the mixture."""
     dtype, n_rows = x_ND.dtype, len(slots.token_R)
     grad_x_RD = _room_for_rows(x_ND, n_rows)
     gate_R1 = x_ND.new_zeros(n_rows + 1).scatter_(0, slots.slot_A, gate_A.to(dtype))[:, None]
     grad_gate_R = gate_A.new_empty(n_rows + 1)
     grad_gate_R[n_rows].zero_()
-    grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
-    casts = w_in.dtype != dtype
+    grad_w_in, grad_w_out = [torch.empty_like(stack, dtype=weight_dtype) for stack in (low_in, low_out)]
+    casts = weight_dtype != dtype
 
     def work(part: _Part) -> None:
         experts, rows, sizes = part
         token_r, gate_r1, hidden_rG = slots.token_R[rows], gate_R1[rows], hidden_RG[rows]
-        in_eGD, out_eDF = _cast([w_in[experts], w_out[experts]], dtype)
+        in_eGD, out_eDF = low_in[experts], low_out[experts]
         grads = [grad_w_in[experts], grad_w_out[experts]]
         grad_in_eGD, grad_out_eDF = [torch.empty_like(grad, dtype=dtype) for grad in grads] if casts else grads
         grad_y_rD = grad_ND.index_select(0, token_r)
@@ -126,7 +141,7 @@ def gradients(
         if casts:
             torch._foreach_copy_(grads, [grad_in_eGD, grad_out_eDF])
 
-    _for_each_part(work, slots, w_in)
+    _for_each_part(work, slots, low_in)
     return _sum_bags(grad_x_RD, slots, None), grad_gate_R.index_select(0, slots.slot_A), grad_w_in, grad_w_out
 
 
@@ -151,13 +166,17 @@ def _for_each_part(work: Callable[[_Part], None], slots: Slots, w_in: Tensor) ->
 
 
 def _parts(slots: Slots, w_in: Tensor) -> Iterator[_Part]:
-    """All experts at once where they are padded, otherwise as many as PART_ELEMENTS allow, one at least."""
+    """All experts at once where they are padded, otherwise some, one at least: equal shares for several threads."""
     n_rows = len(slots.token_R)
     if len(slots.rows_E) == 0:
         yield _Part(slice(None), slice(0, n_rows), None)
         return
 
     most = PART_ELEMENTS // w_in.shape[1]
+    threads = torch.get_num_threads()
+    if threads > 1 and (shares := n_rows * w_in[0].numel() // (threads * SHARED_PART_WORK)):
+        most = min(most, -(-n_rows // (threads * shares)))
+
     sizes: list[int] = []
     start = first = 0
     for expert, size in enumerate(slots.rows_E.tolist()):
@@ -188,15 +207,6 @@ def _multiply_experts(a_rO: Tensor, b_rI: Tensor, out_eOI: Tensor, sizes: list[i
 
     for a, b, out in zip(torch.split(a_rO, sizes), torch.split(b_rI, sizes), out_eOI.unbind(), strict=True):
         torch.mm(a.mT, b, out=out)
-
-
-def _cast(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    if stacks[0].dtype == dtype:
-        return stacks
-
-    low = [torch.empty_like(stack, dtype=dtype) for stack in stacks]
-    torch._foreach_copy_(low, stacks)
-    return low
 
 
 def _by_expert(rows_rI: Tensor, n_experts: int) -> Tensor:

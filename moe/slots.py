@@ -35,15 +35,12 @@ for the sake of memory.
 """
 
 MOST_PADDING_THREADS: Mapping[torch.dtype, tuple[tuple[int, float], ...]] = MappingProxyType(
-    {torch.float32: ((20_000_000, 1.6),), torch.bfloat16: ((20_000_000, 1.35),)}
+    {
+        torch.float32: ((300_000, 1.7), (1_000_000, 1.4), (10_000_000, 1.1)),
+        torch.bfloat16: ((1_000_000, 1.7), (10_000_000, 1.25), (40_000_000, 1.1)),
+    }
 )
-"""The same on a CPU with several threads, where the hidden layer has less than SHARED_ELEMENTS.
-
-`--table --threads 2` (2026-11-23). Threads wait for each other at the end of every product of the loop.
-"""
-
-SHARED_ELEMENTS = 2**20
-"""From here on the loop has work enough to share out among threads (moe/threads.py), and padding never pays."""
+"""The same on a CPU with several threads (`--table --threads 2`), which share out the loop (moe/threads.py)."""
 
 ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", torch.bfloat16): 8})
 """In the loop an expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
@@ -81,9 +78,6 @@ def choose(
     work = assignments * d_model * d_expert // len(loads)
     steps = MOST_PADDING.get((device, dtype), OTHER_PADDING)
     if device == "cpu" and threads > 1:
-        if assignments * d_expert >= SHARED_ELEMENTS:
-            return "loop"
-
         steps = MOST_PADDING_THREADS.get(dtype, OTHER_PADDING)
 
     return "padded" if any(work <= most_work and padding <= most for most_work, most in steps) else "loop"

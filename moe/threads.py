@@ -3,42 +3,63 @@
 torch splits an operation over its threads, which meet at its end: of the products of many small experts that wastes a
 good part, and most where another process wants one of the processors. Here each thread takes the next piece of work and
 computes it alone. A piece gives the same bits whoever computes it, and in whatever order.
+
+They are torch's own threads: OpenMP's team, asked for through GNU OpenMP's entry point for a parallel region. Threads
+of another pool would meet them on their processors, where they spin for milliseconds after torch's last operation. In a
+parallel region torch, MKL and oneDNN do not split anything.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Barrier
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 Piece = TypeVar("Piece")
 
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
 
 def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """work(piece) for each, without a graph, begun in their order; as many at once as torch has threads.
 
-    Raises what the first of them raises, in their order.
+    One after another where torch was not built with GNU OpenMP. Raises what the first of them raises; those that were
+    not begun are left out then.
     """
-    for _ in _pool(torch.get_num_threads()).map(work, pieces):
-        pass
+    waiting = iter(list(pieces))
+    errors: list[BaseException] = []
+
+    def body(_: object) -> None:
+        try:
+            with torch.no_grad():
+                for piece in waiting:
+                    work(piece)
+                    if errors:
+                        return
+        except BaseException as error:  # which must not cross the region's end, KeyboardInterrupt among them
+            errors.append(error)
+
+    run = _parallel()
+    if run is None:
+        body(None)
+    else:
+        run(_Body(body), None, torch.get_num_threads(), 0)
+
+    if errors:
+        raise errors[0]
 
 
 @cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="experts", initializer=_work_alone)
-    started = Barrier(n_threads)
-    for _ in pool.map(lambda _: started.wait(), range(n_threads)):
-        pass
+def _parallel() -> Any:
+    """GOMP_parallel(body, data, threads, flags) of the library that torch computes with (libgomp manual, chapter 8)."""
+    for path in Path(torch.__file__).parent.joinpath("lib").glob("libgomp*.so*"):
+        run = ctypes.CDLL(path.name).GOMP_parallel  # by its name: the one that is loaded already, wherever from
+        run.argtypes = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        run.restype = None
+        return run
 
-    torch.set_num_threads(n_threads)  # for threads to come: those of the pool have said 1
-    return pool
-
-
-def _work_alone() -> None:
-    torch.get_num_threads()  # a thread takes over the common number when it first looks, and would then forget its own
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+    return None

@@ -108,7 +108,8 @@ def test_activation_bytes_are_those_that_autograd_keeps(
     low = 4 if precision == "fp32" else 2
     # The input of the last norm, and the gradients that the loss has made already.
     head = ((4 + low) * n_tokens + 4 * config.vocab_size) * config.d_model
-    assert sum(kept.values()) - head == pytest.approx(activation_bytes(config, precision), rel=0.15)
+    copies = 0 if low == 4 or config.activation_checkpointing else low * account(config).parameters
+    assert sum(kept.values()) - head - copies == pytest.approx(activation_bytes(config, precision), rel=0.15)
     assert output.loss.isfinite()
 
 
