@@ -30,7 +30,7 @@ SHAPES: Mapping[str, Config] = {
     "t4-64": apply(PRESETS["t4"], {"optimizer": "muon", "num_experts": 64, "top_k": 8, "d_expert": 192}),
     "micro": apply(PRESETS["micro"], {"optimizer": "muon"}),
 }
-BATCHED = muon.BATCH
+BATCHED = muon.MUON_BATCH
 
 
 class Times(NamedTuple):
@@ -135,7 +135,7 @@ def _matrices(config: Config, device: torch.device) -> list[Tensor]:
 
 
 def _step(optimizer: Muon, batch: int) -> None:
-    muon.BATCH = batch
+    muon.MUON_BATCH = batch
     optimizer.step()
 
 

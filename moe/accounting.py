@@ -21,6 +21,9 @@ from moe.space.experts import GATED
 LOGITS_CHUNK = 2**25
 """Logits held at once, in elements: moe/loss.py computes the loss in chunks of this many (128 MiB in fp32)."""
 
+MUON_BATCH = 2**23
+"""Elements of matrices that moe/muon.py orthogonalizes at once: a bound on memory, far above what speed needs."""
+
 CONTEXT_BYTES = {"fp32": 170 * 2**20, "bf16": 170 * 2**20, "fp16": 700 * 2**20}
 """Memory of a process before its first tensor. fp32, bf16: torch on a CPU without the pages of files, which processes
 share (157 to 185 MiB with torch 2.13). fp16: a CUDA context on a T4."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from moe.config import Config
 from moe.corpus import SPLITS, hash_sentences, overlap
-from moe.prepared import numbers_of, prepared_folder, topic_names_of
+from moe.prepared import numbers_of, prepared_folder, read_sidecar, topic_names_of
 from moe.rundir import Split
 from moe.texts import BENCHMARKS, CorpusError, hash_set, known_sets, read_set
 from moe.tokenizer import Tokens, encode, open_tokenizer
@@ -56,16 +56,16 @@ def prepare(config: Config, data_dir: Path) -> Data:
         CorpusError: the text cannot be had, is not what the corpus is pinned to, or is too little to train and score.
     """
     folder = prepared_folder(config, data_dir)
-    sidecar = json.loads((folder / "sidecar.json").read_text())
+    sidecar = read_sidecar(folder)
     data = Data(
         tokens={split: np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r") for split in SPLITS},
         starts={split: np.fromfile(folder / f"{split}_starts.bin", dtype=np.int64) for split in SPLITS},
         topics={split: np.fromfile(folder / f"{split}_topics.bin", dtype=np.int32) for split in SPLITS},
-        topic_names=tuple(sidecar["topic_names"]),
+        topic_names=sidecar.topic_names,
         id_bytes=np.fromfile(folder / "id_bytes.bin", dtype=np.uint16),
-        train_overlap={split: sidecar["train_overlap"][split] for split in SPLITS},
-        corpus_sha256=sidecar["corpus_sha256"],
-        tokens_sha256=hashlib.sha256(json.dumps(sidecar["files"], sort_keys=True).encode()).hexdigest(),
+        train_overlap=sidecar.train_overlap,
+        corpus_sha256=sidecar.corpus_sha256,
+        tokens_sha256=hashlib.sha256(json.dumps(sidecar.files, sort_keys=True).encode()).hexdigest(),
     )
     if len(data.tokens["train"]) <= config.seq_len:
         raise CorpusError(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moe.accounting import MUON_BATCH
 from moe.adamw import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -25,8 +26,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 EPS = 1e-7  # least norm that a matrix is divided by, as in Jordan's code: a zero gradient stays zero
 RMS = 0.2  # of AdamW's updates, as measured by Moonlight; an orthogonal O x I matrix has 1 / sqrt(max(O, I))
-BATCH = 2**23
-"""Elements orthogonalized at once. It bounds the memory (about 4 times as many numbers); speed needs far fewer."""
 
 
 class Muon(Optimizer):
@@ -84,14 +83,17 @@ class Muon(Optimizer):
                 by_shape[stack.weight.shape[1:]].append(stack)
 
         for (height, width), stacks in by_shape.items():
-            size = group["lr"] * RMS * math.sqrt(max(height, width))
-            for batch in _batches(stacks, max(1, BATCH // (height * width))):
-                # Nesterov momentum. That it is a mean, and not a sum, is a factor, which the norm divides out.
-                ahead_BOI = torch.cat([stack.gradient.lerp(stack.momentum, group["momentum"]) for stack in batch])
-                update_BOI = orthogonalize(ahead_BOI, steps=group["steps"], dtype=self.dtype)
-                parts = torch.split(update_BOI, [len(stack.weight) for stack in batch])
-                for stack, part in zip(batch, parts, strict=True):
-                    stack.weight.add_(part, alpha=-size)
+            for batch in _batches(stacks, max(1, MUON_BATCH // (height * width))):
+                self._turn(batch, group)
+
+    def _turn(self, batch: list[_Stack], group: dict[str, Any]) -> None:
+        # Nesterov momentum. That it is a mean, and not a sum, is a factor, which the norm divides out.
+        ahead_BOI = torch.cat([stack.gradient.lerp(stack.momentum, group["momentum"]) for stack in batch])
+        update_BOI = orthogonalize(ahead_BOI, steps=group["steps"], dtype=self.dtype)
+        size = group["lr"] * RMS * math.sqrt(max(update_BOI.shape[1:]))
+        parts = torch.split(update_BOI, [len(stack.weight) for stack in batch])
+        for stack, part in zip(batch, parts, strict=True):
+            stack.weight.add_(part, alpha=-size)
 
 
 def orthogonalize(matrices_BOI: Tensor, *, steps: int, dtype: torch.dtype | None = None) -> Tensor:

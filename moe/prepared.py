@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from moe.config import Config
@@ -30,6 +31,23 @@ from moe.tokenizer import Encoded, bytes_of_ids, encode, open_smollm, train_bpe
 
 FORMAT = 3
 """Raised whenever other bytes would be written for the same config."""
+
+
+class Sidecar(BaseModel):
+    """sidecar.json: the SHA-256 of each file of the folder, and what Data says of the text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: dict[str, str]
+    corpus_sha256: str
+    topic_names: tuple[str, ...]
+    train_overlap: dict[Split, float]
+    documents: dict[Split, int]
+
+
+def read_sidecar(folder: Path) -> Sidecar:
+    """Raises OSError or ValidationError where there is none, or a damaged one."""
+    return Sidecar.model_validate_json((folder / "sidecar.json").read_bytes())
 
 
 def prepared_folder(config: Config, data_dir: Path) -> Path:
@@ -90,16 +108,14 @@ def _build(config: Config, data_dir: Path, folder: Path) -> None:
         with (temporary / name).open("rb") as file:
             os.fsync(file.fileno())
 
-    write_json(
-        temporary / "sidecar.json",
-        {
-            "files": {name: hash_file(temporary / name) for name in names},
-            "corpus_sha256": corpus.sha256,
-            "topic_names": topic_names,
-            "train_overlap": {split: overlap(sentences[split], sentences["train"]) for split in SPLITS},
-            "documents": {split: len(parts[split]) for split in SPLITS},
-        },
+    sidecar = Sidecar(
+        files={name: hash_file(temporary / name) for name in names},
+        corpus_sha256=corpus.sha256,
+        topic_names=topic_names,
+        train_overlap={split: overlap(sentences[split], sentences["train"]) for split in SPLITS},
+        documents={split: len(parts[split]) for split in SPLITS},
     )
+    write_json(temporary / "sidecar.json", sidecar.model_dump())
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     sync_folder(folder.parent)
@@ -150,9 +166,8 @@ def numbers_of(documents: Iterable[Document], topic_names: Sequence[str]) -> NDA
 
 def _is_whole(folder: Path) -> bool:
     try:
-        sidecar = json.loads((folder / "sidecar.json").read_text())
-        return all(hash_file(folder / name) == digest for name, digest in sidecar["files"].items())
-    except (OSError, ValueError, KeyError):
+        return all(hash_file(folder / name) == digest for name, digest in read_sidecar(folder).files.items())
+    except (OSError, ValidationError):
         return False
 
 

@@ -31,6 +31,7 @@ BENCHMARKS = "benchmarks"
 """The folder of those that are scored beside the corpus's own held-out text."""
 
 NO_TOPIC = "text"
+MARK = "\ufeff"  # that some editors begin a file with
 BLOCK = 2000  # characters, some 400 words: long enough to be a document, short enough to make many of one book
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -141,7 +142,7 @@ def _topic(path: Path, root: Path) -> str:
 
 
 def _read_plain(path: Path, topic: str, *, whole: bool) -> Iterator[Document]:
-    text = _decode(path, path.read_bytes(), line=1).removeprefix("\ufeff")
+    text = _decode(path, path.read_bytes(), line=1).removeprefix(MARK)
     if whole or not text.strip():
         yield check_document(text, topic, str(path))
         return
@@ -164,8 +165,8 @@ def _read_jsonl(path: Path, topic: str) -> Iterator[Document]:
 
             where, empty = _line(path, number), False
             try:
-                record = json.loads(_decode(path, raw, line=number))
-            except ValueError as error:
+                record = json.loads(_decode(path, raw, line=number).removeprefix(MARK))
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{where} is not JSON: {error}") from None
 
             if not isinstance(record, dict):
@@ -196,14 +197,15 @@ def _read_parquet(path: Path, topic: str) -> Iterator[Document]:
             records = (record for batch in file.iter_batches(columns=columns) for record in batch.to_pylist())
             for row, record in enumerate(records, start=1):
                 yield _record(record, topic, f"{path}, row {row}")
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # of damaged pages it says OSError
         raise CorpusError(f"{path} is not a whole Parquet file: {error}") from None
 
 
 def _record(record: dict[str, Any], topic: str, where: str) -> Document:
     text, own = record.get("text"), record.get("topic")
     if not isinstance(text, str):
-        raise CorpusError(f'{where} has no "text" that is a string')
+        fields = ", ".join(record) or "nothing"
+        raise CorpusError(f'{where} has no "text" that is a string (it has {fields}); call the field of the text so')
 
     if not isinstance(own, str | None):
         raise CorpusError(f'{where} has a "topic" that is no string')

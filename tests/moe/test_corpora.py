@@ -110,7 +110,8 @@ def test_one_large_file_is_cut_between_paragraphs(tmp_path: Path) -> None:
         ("a.txt", b" \n", r"a\.txt has no text"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "y"\n', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "\xff"}\n', r"a\.jsonl, line 3 is not UTF-8"),
-        ("a.jsonl", b'{"body": "x"}\n', r'a\.jsonl, line 1 has no "text"'),
+        ("a.jsonl", b'{"body": "x"}\n', r'a\.jsonl, line 1 has no "text" that is a string \(it has body\)'),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1 is not JSON"),
         ("a.jsonl", b'{"text": null}\n', r'a\.jsonl, line 1 has no "text"'),
         ("a.jsonl", b'{"text": ""}\n', r"a\.jsonl, line 1 has no text in it"),
         ("a.jsonl", b'{"text": "x", "topic": 3}\n', r'a\.jsonl, line 1 has a "topic" that is no string'),
@@ -139,6 +140,12 @@ def test_a_parquet_file_without_text_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "gap.parquet", text=["x", None])
     with pytest.raises(CorpusError, match=r'gap\.parquet, row 2 has no "text"'):
         list(read_set(tmp_path, "gap"))
+
+    write_parquet(tmp_path / "page.parquet", text=["All of it is text."] * 1000)
+    whole = (tmp_path / "page.parquet").read_bytes()
+    (tmp_path / "page.parquet").write_bytes(whole[:20] + b"\xff" * 20 + whole[40:])
+    with pytest.raises(CorpusError, match=r"page\.parquet is not a whole Parquet file"):
+        list(read_set(tmp_path, "page"))
 
     write_parquet(tmp_path / "none.parquet", text=pa.array([], pa.string()))
     with pytest.raises(CorpusError, match=r"none\.parquet is empty"):
@@ -247,6 +254,20 @@ def test_an_unknown_corpus_is_refused_with_the_known_ones(own: Path) -> None:
     for name in ("../mine", "mine@12", ""):
         with pytest.raises(ConfigError, match="corpus="):
             apply(NANO, {"corpus": name})
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"files": {}}', '{"files": 3}'])
+def test_a_sidecar_that_is_none_is_made_again(content: str, own: Path) -> None:
+    before = prepare(OWN, own)
+    (sidecar,) = own.glob("mine-*/sidecar.json")
+    sidecar.write_text(content)
+    assert prepare(OWN, own).tokens_sha256 == before.tokens_sha256
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, text in (("plain.txt", "Text."), ("lines.jsonl", '{"text": "Text."}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert [document.text for document in read_set(tmp_path, Path(name).stem)] == ["Text.\0"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])

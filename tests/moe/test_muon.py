@@ -86,7 +86,7 @@ def test_rms_is_that_of_adamw() -> None:
 
 @pytest.mark.parametrize("most", [1, 200, 2**23], ids=["one by one", "in part", "all at once"])
 def test_a_stack_is_its_matrices_one_by_one(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "BATCH", most)
+    monkeypatch.setattr(muon, "MUON_BATCH", most)
     stacked = _weights([(5, 6, 8), (3, 8, 6), (6, 8)])
     single = [
         nn.Parameter(matrix.clone()) for weight in stacked for matrix in weight.detach().reshape(-1, *weight.shape[-2:])
