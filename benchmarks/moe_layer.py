@@ -35,7 +35,7 @@ from moe.allocator import keep_freed_memory
 from moe.config import Config, apply
 from moe.experts import Experts
 from moe.presets import PRESETS
-from moe.routing import choose_experts
+from moe.routing import TokenChoice, choose_experts
 from moe.slots import Path
 from moe.space.experts import GATED
 
@@ -130,16 +130,15 @@ def _experts(config: Config, device: str) -> Experts:
     return experts
 
 
-def _gates(config: Config, router: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    routing = choose_experts(
+def _route(config: Config, router: Tensor, x: Tensor) -> TokenChoice:
+    return choose_experts(
         F.linear(x.float(), router), top_k=config.top_k, normalize_gates=True, tokens_per_group=TOKENS, seq_len=TOKENS
     )
-    return routing.gates_NK, routing.experts_NK, routing.kept_E
 
 
 def _ours(config: Config, router: Tensor, experts: Experts) -> Layer:
     def layer(x: Tensor) -> Tensor:
-        y: Tensor = experts(x, *_gates(config, router, x))
+        y: Tensor = experts(x, _route(config, router, x))
         return y
 
     return layer
@@ -147,7 +146,7 @@ def _ours(config: Config, router: Tensor, experts: Experts) -> Layer:
 
 def _masks(config: Config, router: Tensor, experts: Experts) -> Layer:
     def layer(x: Tensor) -> Tensor:
-        gates, chosen, _ = _gates(config, router, x)
+        gates, chosen, *_ = _route(config, router, x)
         y = torch.zeros_like(x)
         for number, (w_in, w_out) in enumerate(zip(experts.w_in.unbind(), experts.w_out.unbind(), strict=True)):
             tokens, places = torch.where(chosen == number)
@@ -181,7 +180,7 @@ def _hf_experts(shape: Shape, backend: str) -> nn.Module:
 
 def _hf(config: Config, router: Tensor, experts: nn.Module) -> Layer:
     def layer(x: Tensor) -> Tensor:
-        gates, chosen, _ = _gates(config, router, x)
+        gates, chosen, *_ = _route(config, router, x)
         y: Tensor = experts(x, chosen, gates)
         return y
 
@@ -190,7 +189,7 @@ def _hf(config: Config, router: Tensor, experts: nn.Module) -> Layer:
 
 def _hf_cast(config: Config, router: Tensor, experts: nn.Module) -> Layer:
     def layer(x: Tensor) -> Tensor:
-        gates, chosen, _ = _gates(config, router, x)
+        gates, chosen, *_ = _route(config, router, x)
         weights = {name: weight.to(x.dtype) for name, weight in experts.named_parameters()}
         y: Tensor = functional_call(experts, weights, (x, chosen, gates))
         return y
@@ -312,20 +311,21 @@ def _loop_and_padded(experts: Experts, rows: int, dtype: torch.dtype, rounds: in
     n_experts, d_model, device = len(experts.w_in), experts.w_in.shape[2], experts.w_in.device
     n_tokens = n_experts * rows
     gates = torch.ones(n_tokens, 1, device=device)
-    load = torch.full((n_experts,), rows, device=device)
+    load = torch.full((1, n_experts), rows, device=device)
     times: dict[Path, list[float]] = {"loop": [], "padded": []}
     for _ in range(rounds):
         x = torch.randn(n_tokens, d_model, device=device).to(dtype)
         chosen = torch.randperm(n_tokens, device=device).remainder(n_experts)[:, None]
         for path, taken in times.items():
             experts.path = path
-            taken.append(seconds(partial(_apply, experts, gates, chosen, load), list(experts.parameters()), x, x))
+            layer = partial(_apply, experts, TokenChoice(gates, chosen, load))
+            taken.append(seconds(layer, list(experts.parameters()), x, x))
 
     return times["loop"][2:], times["padded"][2:]
 
 
-def _apply(experts: Experts, gates: Tensor, chosen: Tensor, load: Tensor, x: Tensor) -> Tensor:
-    y: Tensor = experts(x, gates, chosen, load)
+def _apply(experts: Experts, routing: TokenChoice, x: Tensor) -> Tensor:
+    y: Tensor = experts(x, routing)
     return y
 
 

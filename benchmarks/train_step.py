@@ -38,6 +38,7 @@ from moe.model import MoE
 from moe.optim import build_optimizers
 from moe.precision import Precision
 from moe.presets import PRESETS
+from moe.routing import Routing, TokenChoice
 from moe.train import COMPUTE
 
 BATCH = 4  # sequences of 512 tokens
@@ -50,7 +51,11 @@ STEP_BYTES = 40  # a parameter: read in both passes, its gradient written, and f
 class MaskedExperts(Experts):
     """Experts computed one by one, each over the tokens that a mask finds."""
 
-    def forward(self, x: Tensor, gates: Tensor, chosen: Tensor, load: Tensor, slots: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        if not isinstance(routing, TokenChoice):
+            raise TypeError("only tokens that choose experts find them with masks")
+
+        gates, chosen, *_ = routing
         y = torch.zeros_like(x)
         for number, (w_in, w_out) in enumerate(zip(self.w_in.unbind(), self.w_out.unbind(), strict=True)):
             rows, places = torch.where(chosen == number)

@@ -20,24 +20,39 @@ from moe.space.experts import ExpertKind
 
 @torch.library.custom_op("blueberry::arrange", mutates_args=())
 def arrange_op(
-    experts_NK: Tensor, load_E: Tensor, path: str, slots: int | None, d_model: int, d_expert: int, like: Tensor
+    experts_NK: Tensor,
+    load_GE: Tensor,
+    capacity: int | None,
+    row_NK: Tensor | None,
+    path: str,
+    d_model: int,
+    d_expert: int,
+    like: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """moe.slots.arrange() for the type of `like`."""
     layout = arrange(
         experts_NK,
-        load_E,
+        load_GE,
+        capacity,
+        row_NK,
         path=cast("Path", path),
-        slots=slots,
         d_model=d_model,
         d_expert=d_expert,
         dtype=like.dtype,
     )
-    return layout.token_R, layout.slot_A, layout.bag_N, layout.rows_E
+    return layout.token_R, layout.slot_A.clone(), layout.bag_N, layout.rows_E  # an operator's results are its own
 
 
 @arrange_op.register_fake
 def _(
-    experts_NK: Tensor, load_E: Tensor, path: str, slots: int | None, d_model: int, d_expert: int, like: Tensor
+    experts_NK: Tensor,
+    load_GE: Tensor,
+    capacity: int | None,
+    row_NK: Tensor | None,
+    path: str,
+    d_model: int,
+    d_expert: int,
+    like: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     context = torch.library.get_ctx()
     return (

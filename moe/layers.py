@@ -17,7 +17,7 @@ from moe.activation import activate
 from moe.config import Config
 from moe.experts import Experts
 from moe.fused import rms_norm, rotate
-from moe.routing import ExpertChoice, Routing, choose_experts, choose_tokens, hash_experts
+from moe.routing import Routing, choose_experts, choose_tokens, hash_experts
 from moe.seeded import generator_of
 from moe.space.experts import GATED
 
@@ -136,11 +136,7 @@ class Mixture(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         routing = self.route(x_ND, tokens_BT, dtype, noise_NE)
         low_ND = x_ND.to(dtype)
-        if isinstance(routing, ExpertChoice):
-            y_ND = self.experts.forward_chosen(low_ND, routing.tokens_EC, routing.gates_EC)
-        else:
-            y_ND = self.experts(low_ND, routing.gates_NK, routing.experts_NK, routing.kept_E, routing.slots)
-
+        y_ND = self.experts(low_ND, routing)
         if self.shared is not None:
             y_ND = y_ND + self.shared(low_ND)
 

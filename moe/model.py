@@ -86,14 +86,15 @@ class MoE(nn.Module):
         nats = sum_nats(x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap)
         cross_entropy = nats / targets_BT.numel()
         balance, z, entropy = (loss_L.mean() for loss_L in losses_of(routings, self.config.router_score))
+        load_LE = torch.stack([routing.load_E for routing in routings])
         return Output(
             loss=cross_entropy + self.config.load_balance_weight * balance + self.config.router_z_weight * z,
             cross_entropy=cross_entropy.detach(),
             balance_loss=balance.detach(),
             z_loss=z.detach(),
-            load_LE=torch.stack([routing.load_E for routing in routings]),
+            load_LE=load_LE,
             router_entropy=entropy,
-            dropped=torch.stack([_dropped(routing) for routing in routings]).mean(),
+            dropped=_dropped(routings, load_LE),
         )
 
     def logits(self, tokens_BT: Tensor, noise_LNE: Tensor | None = None) -> Tensor:
@@ -205,6 +206,6 @@ def looking_at(model: MoE, look: Callable[[Mixture, Tensor], Seen]) -> Iterator[
             handle.remove()
 
 
-def _dropped(routing: Routing) -> Tensor:
-    kept_E = routing.kept_E if isinstance(routing, TokenChoice) else routing.load_E
-    return 1.0 - kept_E.sum() / routing.load_E.sum()
+def _dropped(routings: list[Routing], load_LE: Tensor) -> Tensor:
+    kept = [routing.kept_E for routing in routings if isinstance(routing, TokenChoice) and routing.capacity is not None]
+    return 1.0 - torch.stack(kept).sum() / load_LE.sum() if kept else torch.zeros((), device=load_LE.device)

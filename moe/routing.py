@@ -5,8 +5,8 @@ balance loss is a product of two means, so over micro-batches its gradient would
 split. Where a capacity is configured, tokens are served in the order of their positions, so that a token can lose its
 place to earlier positions only. Expert choice is not causal: which tokens an expert takes depends on later ones.
 
-N tokens, E experts, K chosen experts a token, G routing groups, M = N / G tokens a group, T tokens a sequence,
-C tokens that an expert takes.
+N tokens, E experts, K chosen experts a token, G routing groups, M = N / G tokens a group of S sequences, T tokens a
+sequence, C tokens that an expert takes.
 """
 
 from __future__ import annotations
@@ -33,19 +33,28 @@ class Losses(NamedTuple):
 
 
 class TokenChoice(NamedTuple):
-    """Tokens chose experts. A dropped assignment has expert E and gate 0.
+    """Tokens chose experts, of which each gives no more than `capacity` tokens of a group a row; None: every token.
 
-    `load_GE` and `load_E` count what was asked for, `kept_E` what was given; `slots` is a bound on kept_E that is known
-    without looking at it, None where nothing is dropped. `logits_NE` is None where a hash chose.
+    `load_GE` counts what was asked for. `row_NK`, where there is a capacity: each assignment's row if every expert has
+    G * capacity of them, one after another; behind the last if it is dropped. `logits_NE` is None where a hash chose.
     """
 
     gates_NK: Tensor
     experts_NK: Tensor
-    load_E: Tensor
-    kept_E: Tensor
-    slots: int | None
-    logits_NE: Tensor | None
     load_GE: Tensor
+    logits_NE: Tensor | None = None
+    capacity: int | None = None
+    row_NK: Tensor | None = None
+
+    @property
+    def load_E(self) -> Tensor:
+        """How many tokens asked for each expert."""
+        return self.load_GE.sum(dim=0) if len(self.load_GE) > 1 else self.load_GE[0]
+
+    @property
+    def kept_E(self) -> Tensor:
+        """How many it was given."""
+        return self.load_E if self.capacity is None else self.load_GE.clamp_max(self.capacity).sum(dim=0)
 
 
 class ExpertChoice(NamedTuple):
@@ -92,18 +101,14 @@ def choose_experts(
     else:
         gates_NK = (chosen_NK - logits_NE.logsumexp(dim=-1, keepdim=True)).exp()
 
-    load_GE = _count(experts_NK.reshape(n_tokens // tokens_per_group, -1), n_experts)
-    load_E = kept_E = load_GE.sum(dim=0) if len(load_GE) > 1 else load_GE[0]
-    slots = None
-    if capacity_factor > 0.0:
-        capacity = min(tokens_per_group, math.ceil(capacity_factor * tokens_per_group * top_k / n_experts))
-        slots = capacity * len(load_GE)
-        late_NK = _rank(experts_NK, load_GE, tokens_per_group, seq_len) >= capacity
-        gates_NK = gates_NK.masked_fill(late_NK, 0.0)
-        experts_NK = experts_NK.masked_fill(late_NK, n_experts)
-        kept_E = load_GE.clamp_max(capacity).sum(dim=0)
+    n_groups = n_tokens // tokens_per_group
+    if capacity_factor == 0.0:
+        return TokenChoice(gates_NK, experts_NK, _count(experts_NK.reshape(n_groups, -1), n_experts), logits_NE)
 
-    return TokenChoice(gates_NK, experts_NK, load_E, kept_E, slots, logits_NE, load_GE)
+    capacity = min(tokens_per_group, math.ceil(capacity_factor * tokens_per_group * top_k / n_experts))
+    experts_GSTK = experts_NK.view(n_groups, tokens_per_group // seq_len, seq_len, top_k)
+    load_GE, row_GSTK = _serve(experts_GSTK, n_experts, capacity)
+    return TokenChoice(gates_NK, experts_NK, load_GE, logits_NE, capacity, row_GSTK.view(n_tokens, top_k))
 
 
 def choose_tokens(logits_NE: Tensor, *, top_k: int, score: Score = "softmax", tokens_per_group: int) -> ExpertChoice:
@@ -128,16 +133,8 @@ def choose_tokens(logits_NE: Tensor, *, top_k: int, score: Score = "softmax", to
 
 def hash_experts(experts_NK: Tensor, n_experts: int, dtype: torch.dtype) -> TokenChoice:
     """Experts fixed by the token id, with equal gates: hash layers, arXiv:2106.04426, a control without a router."""
-    load_GE = _count(experts_NK.reshape(1, -1), n_experts)
-    return TokenChoice(
-        gates_NK=torch.full_like(experts_NK, 1.0 / experts_NK.shape[1], dtype=dtype),
-        experts_NK=experts_NK,
-        load_E=load_GE[0],
-        kept_E=load_GE[0],
-        slots=None,
-        logits_NE=None,
-        load_GE=load_GE,
-    )
+    gates_NK = torch.full_like(experts_NK, 1.0 / experts_NK.shape[1], dtype=dtype)
+    return TokenChoice(gates_NK, experts_NK, _count(experts_NK.reshape(1, -1), n_experts))
 
 
 def losses_of(routings: Sequence[Routing], score: Score = "softmax") -> Losses:
@@ -176,17 +173,21 @@ def _normalized(affinity: Tensor) -> Tensor:
     return affinity / affinity.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(affinity.dtype).tiny)
 
 
-def _rank(experts_NK: Tensor, load_GE: Tensor, tokens_per_group: int, seq_len: int) -> Tensor:
-    """How many assignments of its group come before each one at its expert: earlier positions first."""
-    n_tokens, top_k = experts_NK.shape
-    # [groups, sequences, positions, K], positions first: then a later one is never served before an earlier.
-    shape = (n_tokens // tokens_per_group, tokens_per_group // seq_len, seq_len, top_k)
-    experts_GA = experts_NK.view(shape).transpose(1, 2).reshape(shape[0], -1)
-    order_GA = experts_GA.argsort(dim=1, stable=True)
-    before_GE = load_GE.cumsum(dim=1) - load_GE
-    places_GA = torch.arange(experts_GA.shape[1], device=experts_GA.device).expand_as(experts_GA)
-    rank_GA = torch.empty_like(experts_GA).scatter_(1, order_GA, places_GA) - before_GE.gather(1, experts_GA)
-    return rank_GA.view(shape[0], seq_len, shape[1], top_k).transpose(1, 2).reshape(n_tokens, top_k)
+def _serve(experts_GSTK: Tensor, n_experts: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """Each group's load of each expert, and each assignment's row (TokenChoice.row_NK): earlier positions first."""
+    n_groups, n_sequences, n_positions, _ = experts_GSTK.shape
+    # Counted along positions, then sequences: a later position is never served before an earlier. No sort and no copy;
+    # load_GE keeps a number for each logit alive, until the losses have been computed.
+    asked_GETS = torch.zeros(
+        (n_groups, n_experts, n_positions, n_sequences), dtype=torch.int32, device=experts_GSTK.device
+    )
+    asked_GETS.permute(0, 3, 2, 1).scatter_(3, experts_GSTK, 1)
+    place_GEM = asked_GETS.flatten(2).cumsum(dim=2, dtype=torch.int32)  # the first is 1
+    place_GSTK = place_GEM.view_as(asked_GETS).permute(0, 3, 2, 1).gather(3, experts_GSTK)
+    slots = n_groups * capacity
+    before_G = torch.arange(-1, slots - 1, capacity, device=experts_GSTK.device)
+    row_GSTK = (before_G.view(-1, 1, 1, 1) + place_GSTK).add_(experts_GSTK, alpha=slots)
+    return place_GEM[:, :, -1], row_GSTK.masked_fill_(place_GSTK > capacity, n_experts * slots)
 
 
 def _count(experts_GM: Tensor, n_experts: int) -> Tensor:

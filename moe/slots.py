@@ -2,20 +2,20 @@
 
 Two layouts. *Loop*: an expert has as many rows as it has tokens, known from one host sync, and is computed by itself.
 *Padded*: all experts have equally many rows, so that they are computed together, some rows for nobody. With a
-capacity, the padded layout needs no sync.
+capacity, the padded layout needs no sync: it has a row for every token that an expert could be given.
 
-N tokens, K experts a token, A = N * K assignments, E experts, R rows.
+N tokens, K experts a token, A = N * K assignments, G routing groups, E experts, R rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Path = Literal["auto", "loop", "padded"]
@@ -61,8 +61,9 @@ class Slots(NamedTuple):
 
 
 def choose(
-    loads: Sequence[int] | None,
+    rows: int,
     *,
+    n_experts: int,
     assignments: int,
     d_model: int,
     d_expert: int,
@@ -70,12 +71,9 @@ def choose(
     device: str,
     threads: int = 1,
 ) -> Literal["loop", "padded"]:
-    """The faster layout for experts with these loads; `loads` is None where reading them would cost a sync."""
-    if loads is None:
-        return "padded"
-
-    padding = len(loads) * max(loads) / assignments
-    work = assignments * d_model * d_expert // len(loads)
+    """The faster layout, where each expert has so many rows if padded."""
+    padding = n_experts * rows / assignments
+    work = assignments * d_model * d_expert // n_experts
     steps = MOST_PADDING.get((device, dtype), OTHER_PADDING)
     if device == "cpu" and threads > 1:
         steps = MOST_PADDING_THREADS.get(dtype, OTHER_PADDING)
@@ -85,57 +83,73 @@ def choose(
 
 def arrange(
     experts_NK: Tensor,
-    load_E: Tensor,
+    load_GE: Tensor,
+    capacity: int | None,
+    row_NK: Tensor | None,
     *,
     path: Path,
-    slots: int | None,
     d_model: int,
     d_expert: int,
     dtype: torch.dtype,
 ) -> Slots:
-    """Rows for assignments of which `load_E` go to each expert; an assignment to expert E has been dropped.
+    """Rows for the assignments of a moe.routing.TokenChoice."""
+    (n_tokens, top_k), (n_groups, n_experts), device = experts_NK.shape, load_GE.shape, experts_NK.device
+    faster = partial(
+        choose,
+        n_experts=n_experts,
+        assignments=n_tokens * top_k,
+        d_model=d_model,
+        d_expert=d_expert,
+        dtype=dtype,
+        device=device.type,
+        threads=torch.get_num_threads(),
+    )
+    if capacity is not None and row_NK is not None:
+        slots = n_groups * capacity
+        if path == "padded" or (path == "auto" and (device.type != "cpu" or faster(slots) == "padded")):
+            return _arrange_served(row_NK, n_experts * slots)
 
-    Args:
-        slots: a bound on every load, known without a sync, where some may have been dropped; None: nothing was.
-    """
-    (n_tokens, top_k), n_experts, device = experts_NK.shape, len(load_E), experts_NK.device
-    loads = load_E.tolist() if slots is None or device.type == "cpu" else None
-    if path == "auto":
-        path = choose(
-            loads,
-            assignments=n_tokens * top_k,
-            d_model=d_model,
-            d_expert=d_expert,
-            dtype=dtype,
-            device=device.type,
-            threads=torch.get_num_threads(),
-        )
+        experts_NK, load_GE = row_NK // slots, load_GE.clamp_max(capacity)
 
-    if loads is None:
-        if path != "padded":
-            raise ValueError("the loop reads the loads; with a capacity the layout on this device is padded")
+    loads = [sum(column) for column in zip(*load_GE.tolist(), strict=True)]
+    return _arrange_sorted(experts_NK, loads, faster(max(loads)) if path == "auto" else path, dtype)
 
-        assert slots is not None
-        n_rows = n_experts * slots
-        shift_E = torch.arange(0, n_rows + 1, slots, device=device) - F.pad(load_E, (1, 0)).cumsum(0)
-    else:
-        multiple = ROW_MULTIPLE.get((device.type, dtype), 1)
-        rows = [max(loads) if path == "padded" else -(-load // multiple) * multiple for load in loads]
-        n_rows = sum(rows)
-        firsts = zip(accumulate(rows, initial=0), accumulate(loads, initial=0), strict=True)
-        shift_E = torch.tensor([row - place for row, place in firsts], device=device)
 
-    # The last shift is for what was dropped, as expert E, and has no row but R.
+def _arrange_served(row_NK: Tensor, n_rows: int) -> Slots:
+    """Padded with the rows that a capacity allows, without looking at a value."""
+    (n_tokens, top_k), device = row_NK.shape, row_NK.device
+    token_R = torch.zeros(n_rows + 1, dtype=torch.long, device=device)  # token 0 is served first, so never dropped
+    token_R[row_NK] = torch.arange(n_tokens, device=device)[:, None]
+    return Slots(
+        token_R=token_R[:n_rows],
+        slot_A=row_NK.flatten(),
+        bag_N=torch.arange(0, n_tokens * top_k, top_k, device=device),
+        rows_E=torch.empty(0, dtype=torch.long),
+    )
+
+
+def _arrange_sorted(
+    experts_NK: Tensor, loads: Sequence[int], path: Literal["loop", "padded"], dtype: torch.dtype
+) -> Slots:
+    """With as many rows as these loads need; an assignment to expert E has been dropped."""
+    (n_tokens, top_k), device = experts_NK.shape, experts_NK.device
+    multiple = ROW_MULTIPLE.get((device.type, dtype), 1)
+    rows = [max(loads) if path == "padded" else -(-load // multiple) * multiple for load in loads]
+    n_rows = sum(rows)
+    firsts = zip(accumulate(rows, initial=0), accumulate(loads, initial=0), strict=True)
+    shift_E = torch.tensor([row - place for row, place in firsts], device=device)
+
+    # The last shift is for what was dropped and has no row but R.
     expert_A, order_A = experts_NK.flatten().sort(stable=True)
     token_A = order_A // top_k
     row_A = torch.arange(len(order_A), device=device) + shift_E[expert_A]
-    if slots is not None:
+    if sum(loads) < len(order_A):
         row_A.clamp_(max=n_rows)
 
     return Slots(
         token_R=token_A[:1].expand(n_rows + 1).clone().scatter_(0, row_A, token_A)[:n_rows],
         slot_A=torch.empty_like(order_A).scatter_(0, order_A, row_A),
-        bag_N=torch.arange(0, len(order_A), top_k, device=device),
+        bag_N=torch.arange(0, n_tokens * top_k, top_k, device=device),
         rows_E=torch.tensor([] if path == "padded" else rows, dtype=torch.long),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from moe.activation import activate
 from moe.config import apply
 from moe.experts import Experts
 from moe.presets import PRESETS
+from moe.routing import ExpertChoice, TokenChoice, choose_experts
 from moe.slots import Path
 
 PATHS: tuple[Path, ...] = ("loop", "padded")
@@ -26,14 +27,6 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
-class Choice(NamedTuple):
-    """A made-up routing."""
-
-    gates: Tensor
-    chosen: Tensor
-    load: Tensor
-
-
 def make_experts(dtype: torch.dtype = torch.float64, **changes: Any) -> Experts:
     torch.manual_seed(0)
     experts = Experts(apply(PRESETS["nano"], {"d_model": 16, "d_expert": 12} | changes)).to(dtype)
@@ -43,31 +36,39 @@ def make_experts(dtype: torch.dtype = torch.float64, **changes: Any) -> Experts:
     return experts
 
 
-def make_choice(tokens: int, n_experts: int, top_k: int, *, skew: float = 0.0, capacity: int | None = None) -> Choice:
-    """A choice of random experts, all tokens wanting expert 0 with much `skew`; over `capacity` they are dropped."""
-    scores = torch.randn(tokens, n_experts)
+def make_choice(tokens: int, n_experts: int, top_k: int, *, skew: float = 0.0, capacity: float = 0.0) -> TokenChoice:
+    """A choice of random experts, all tokens wanting expert 0 with much `skew`, with gates of its own.
+
+    With a capacity two groups of two sequences, so four must divide the tokens.
+    """
+    scores = torch.randn(tokens, n_experts, dtype=torch.float64)
     scores[:, 0] += skew
-    chosen = scores.topk(top_k).indices
-    gates = torch.rand(tokens, top_k, dtype=torch.float64)
-    load = torch.bincount(chosen.flatten(), minlength=n_experts)
-    if capacity is not None:
-        places = torch.nn.functional.one_hot(chosen.flatten(), n_experts).cumsum(0)
-        late = places.gather(1, chosen.flatten()[:, None]).view_as(chosen) > capacity
-        gates = gates.masked_fill(late, 0.0)
-        chosen = chosen.masked_fill(late, n_experts)
-        load = load.clamp_max(capacity)
-
-    return Choice(gates.requires_grad_(), chosen, load)
+    choice = choose_experts(
+        scores,
+        top_k=top_k,
+        normalize_gates=True,
+        tokens_per_group=tokens // 2 if capacity else tokens,
+        seq_len=tokens // 4 if capacity else tokens,
+        capacity_factor=capacity,
+    )
+    return choice._replace(gates_NK=torch.rand(tokens, top_k, dtype=torch.float64, requires_grad=True))
 
 
-def slow_experts(experts: Experts, x: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
+def dropped(choice: TokenChoice) -> Tensor:
+    """Which assignments have no row."""
+    if choice.row_NK is None or choice.capacity is None:
+        return torch.zeros_like(choice.experts_NK, dtype=torch.bool)
+
+    return choice.row_NK == choice.load_GE.numel() * choice.capacity
+
+
+def slow_experts(experts: Experts, x: Tensor, choice: TokenChoice) -> Tensor:
     """Each token through each of its experts, one at a time."""
     rows = []
-    for token, token_gates, token_experts in zip(x, gates, chosen.tolist(), strict=True):
+    for token, gates, chosen, lost in zip(x, *choice[:2], dropped(choice), strict=True):
         row = torch.zeros_like(token)
-        for gate, expert in zip(token_gates, token_experts, strict=True):
-            if expert < len(experts.w_in):
-                row = row + gate * (experts.w_out[expert] @ activate(experts.w_in[expert] @ token, experts.kind))
+        for gate, expert in zip(gates[~lost], chosen[~lost], strict=True):
+            row = row + gate * (experts.w_out[expert] @ activate(experts.w_in[expert] @ token, experts.kind))
 
         rows.append(row)
 
@@ -92,9 +93,9 @@ def test_every_kind_of_expert_has_the_references_values_and_gradients(kind: str,
     experts = make_experts(expert_kind=kind, num_experts=4)
     experts.path = path
     x = torch.randn(24, 16, dtype=torch.float64, requires_grad=True)
-    gates, chosen, load = make_choice(24, 4, 2)
-    fast = results(experts, x, gates, lambda: experts(x, gates, chosen, load))
-    assert_same(fast, results(experts, x, gates, lambda: slow_experts(experts, x, gates, chosen)))
+    choice = make_choice(24, 4, 2)
+    fast = results(experts, x, choice.gates_NK, lambda: experts(x, choice))
+    assert_same(fast, results(experts, x, choice.gates_NK, lambda: slow_experts(experts, x, choice)))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -105,22 +106,24 @@ def test_every_shape_has_the_references_values_and_gradients(shape: dict[str, in
     experts = make_experts(num_experts=n_experts, top_k=top_k)
     experts.path = path
     x = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
-    gates, chosen, load = make_choice(tokens, n_experts, top_k, skew=skew)
-    fast = results(experts, x, gates, lambda: experts(x, gates, chosen, load))
-    assert_same(fast, results(experts, x, gates, lambda: slow_experts(experts, x, gates, chosen)))
+    choice = make_choice(tokens, n_experts, top_k, skew=skew)
+    fast = results(experts, x, choice.gates_NK, lambda: experts(x, choice))
+    assert_same(fast, results(experts, x, choice.gates_NK, lambda: slow_experts(experts, x, choice)))
 
 
 @pytest.mark.parametrize("path", ["auto", *PATHS])
-@pytest.mark.parametrize("capacity", [1, 5])
-def test_dropped_assignments_neither_act_nor_learn(capacity: int, path: Path) -> None:
+@pytest.mark.parametrize("capacity", [0.3, 0.8])
+def test_dropped_assignments_neither_act_nor_learn(capacity: float, path: Path) -> None:
     experts = make_experts(num_experts=4)
     experts.path = path
     x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
-    gates, chosen, load = make_choice(12, 4, 2, skew=2.0, capacity=capacity)
-    fast = results(experts, x, gates, lambda: experts(x, gates, chosen, load, capacity))
-    slow = results(experts, x, gates, lambda: slow_experts(experts, x, gates, chosen))
+    choice = make_choice(12, 4, 2, skew=2.0, capacity=capacity)
+    lost = dropped(choice)
+    assert 0 < lost.sum() < lost.numel()
+    fast = results(experts, x, choice.gates_NK, lambda: experts(x, choice))
+    slow = results(experts, x, choice.gates_NK, lambda: slow_experts(experts, x, choice))
     assert_same(fast, slow)
-    assert fast[2][chosen == 4].eq(0.0).all()
+    assert fast[2][lost].eq(0.0).all()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -128,13 +131,13 @@ def test_dropped_assignments_neither_act_nor_learn(capacity: int, path: Path) ->
 def test_what_a_dropped_token_holds_reaches_nobody(dtype: torch.dtype, path: Path) -> None:
     experts = make_experts(torch.float32, num_experts=4)
     experts.path = path
-    gates, chosen, load = make_choice(12, 4, 2, skew=2.0)
-    load -= torch.bincount(chosen[0], minlength=4)
-    chosen[0] = 4
-    gates = gates.detach().index_fill(0, torch.tensor([0]), 0.0).float().requires_grad_()
+    choice = make_choice(12, 4, 1, skew=2.0, capacity=0.8)
+    gates = choice.gates_NK.detach().float().requires_grad_()
     x = torch.randn(12, 16).to(dtype)
-    x[0] = torch.inf
-    for result in results(experts, x.requires_grad_(), gates, lambda: experts(x, gates, chosen, load, 24)):
+    x[dropped(choice).all(dim=1)] = torch.inf
+    assert not x.isfinite().all()
+    routing = choice._replace(gates_NK=gates)
+    for result in results(experts, x.requires_grad_(), gates, lambda: experts(x, routing)):
         assert result.isfinite().all()
 
 
@@ -145,6 +148,7 @@ def test_expert_choice_has_the_references_values_and_gradients(path: Path) -> No
     x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
     gates = torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
     tokens = torch.rand(4, 11).topk(5).indices  # nobody takes the last token
+    choice = ExpertChoice(gates, tokens, load_E=torch.full((4,), 5), logits_NE=torch.empty(12, 4))
 
     def slow() -> Tensor:
         y = torch.zeros_like(x)
@@ -154,7 +158,7 @@ def test_expert_choice_has_the_references_values_and_gradients(path: Path) -> No
 
         return y
 
-    fast = results(experts, x, gates, lambda: experts.forward_chosen(x, tokens, gates))
+    fast = results(experts, x, gates, lambda: experts(x, choice))
     assert_same(fast, results(experts, x, gates, slow))
     assert fast[0][11].eq(0.0).all()
 
@@ -165,15 +169,15 @@ def test_narrow_types_are_as_near_as_their_rounding(dtype: torch.dtype, path: Pa
     experts = make_experts(torch.float32, num_experts=4)
     experts.path = path
     x = torch.randn(24, 16).to(dtype).requires_grad_()
-    gates, chosen, load = make_choice(24, 4, 2)
-    gates = gates.detach().float().requires_grad_()
-    narrow = results(experts, x, gates, lambda: experts(x, gates, chosen, load))
+    choice = make_choice(24, 4, 2)
+    gates = choice.gates_NK.detach().float().requires_grad_()
+    narrow = results(experts, x, gates, lambda: experts(x, choice._replace(gates_NK=gates)))
     assert [part.dtype for part in narrow] == [dtype, dtype, *[torch.float32] * 3]
 
     wide = make_experts(num_experts=4)
     wide.load_state_dict(experts.state_dict())
-    x, gates = (t.detach().double().requires_grad_() for t in (x, gates))
-    exact = results(wide, x, gates, lambda: slow_experts(wide, x, gates, chosen))
+    x, wide_gates = (t.detach().double().requires_grad_() for t in (x, gates))
+    exact = results(wide, x, wide_gates, lambda: slow_experts(wide, x, choice._replace(gates_NK=wide_gates)))
     for a, b in zip(narrow, exact, strict=True):
         assert (a.double() - b).norm() < 4 * torch.finfo(dtype).eps * b.norm()
 
@@ -183,15 +187,15 @@ def test_recomputed_in_the_backward_pass_the_gradients_are_the_same_bits(path: P
     experts = make_experts(num_experts=4)
     experts.path = path
     x = torch.randn(24, 16, dtype=torch.float64, requires_grad=True)
-    gates, chosen, load = make_choice(24, 4, 2)
+    choice = make_choice(24, 4, 2)
 
     def run() -> Tensor:
-        y: Tensor = experts(x, gates, chosen, load)
+        y: Tensor = experts(x, choice)
         return y
 
-    plain = results(experts, x, gates, run)
-    again = results(experts, x, gates, run)
-    recomputed = results(experts, x, gates, lambda: checkpoint(run, use_reentrant=False))
+    plain = results(experts, x, choice.gates_NK, run)
+    again = results(experts, x, choice.gates_NK, run)
+    recomputed = results(experts, x, choice.gates_NK, lambda: checkpoint(run, use_reentrant=False))
     for a, b, c in zip(plain, again, recomputed, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
@@ -200,8 +204,8 @@ def test_recomputed_in_the_backward_pass_the_gradients_are_the_same_bits(path: P
 def test_a_second_derivative_is_refused() -> None:
     experts = make_experts(num_experts=4)
     x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
-    gates, chosen, load = make_choice(4, 4, 2)
-    y = experts(x, gates, chosen, load)
+    choice = make_choice(4, 4, 2)
+    y = experts(x, choice)
     (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         torch.autograd.backward(slope.sum())

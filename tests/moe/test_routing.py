@@ -97,11 +97,14 @@ def test_capacity_serves_earlier_positions_first(factor: float) -> None:
 
         kept += given
 
-    assert routing.experts_NK.tolist() == expected.tolist()
+    assert routing.experts_NK.tolist() == free.experts_NK.tolist()
+    assert routing.row_NK is not None
+    assert (routing.row_NK // (2 * capacity)).tolist() == expected.tolist()
+    rows = routing.row_NK[expected < 4]
+    assert len(set(rows.tolist())) == len(rows)
     assert routing.kept_E.tolist() == kept.tolist()
     assert routing.load_E.tolist() == free.load_E.tolist()
-    assert routing.slots == 2 * capacity
-    torch.testing.assert_close(routing.gates_NK, free.gates_NK.masked_fill(expected == 4, 0.0))
+    assert routing.capacity == capacity
     assert _balance(routing) == _balance(free)
 
 
