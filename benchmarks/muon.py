@@ -14,11 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from moe import muon
+from moe.accounting import MUON_BATCH
 from moe.config import Config, apply
 from moe.model import MoE
 from moe.muon import Muon
@@ -30,7 +32,6 @@ SHAPES: Mapping[str, Config] = {
     "t4-64": apply(PRESETS["t4"], {"optimizer": "muon", "num_experts": 64, "top_k": 8, "d_expert": 192}),
     "micro": apply(PRESETS["micro"], {"optimizer": "muon"}),
 }
-BATCHED = muon.MUON_BATCH
 
 
 class Times(NamedTuple):
@@ -90,9 +91,9 @@ def variants(config: Config, device: torch.device) -> dict[str, Callable[[], obj
     return {
         "AdamW, fused": adamw.step,
         "Muon fp32, one by one": lambda: _step(full, batch=1),
-        "Muon fp32, batched": lambda: _step(full, batch=BATCHED),
+        "Muon fp32, batched": lambda: _step(full, batch=MUON_BATCH),
         "Muon bf16, one by one": lambda: _step(low, batch=1),
-        "Muon bf16, batched": lambda: _step(low, batch=BATCHED),
+        "Muon bf16, batched": lambda: _step(low, batch=MUON_BATCH),
     }
 
 
@@ -135,8 +136,8 @@ def _matrices(config: Config, device: torch.device) -> list[Tensor]:
 
 
 def _step(optimizer: Muon, batch: int) -> None:
-    muon.MUON_BATCH = batch
-    optimizer.step()
+    with mock.patch.object(muon, "MUON_BATCH", batch):
+        optimizer.step()
 
 
 def _wait(device: torch.device) -> None:
