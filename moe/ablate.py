@@ -156,13 +156,13 @@ def summarize(ablations: Sequence[Ablation]) -> dict[str, Any]:
     """The numbers of moe/metrics.py; None for experts where there is one a layer."""
     experts = [ablation for ablation in ablations if ablation.part.kind == "expert"]
     layers = [ablation.delta_bpb for ablation in ablations if ablation.part.kind == "layer"]
-    dearest = max(experts, key=lambda ablation: ablation.delta_bpb, default=None)
+    top = max(experts, key=lambda ablation: ablation.delta_bpb, default=None)
     return {
-        "expert_delta_max": dearest and dearest.delta_bpb,
+        "expert_delta_max": top and top.delta_bpb,
         "expert_delta_median": median(ablation.delta_bpb for ablation in experts) if experts else None,
         "layer_delta_min": min(layers),
         "layer_delta_max": max(layers),
-        "most_important_expert": dearest and {"layer": dearest.part.layer, "expert": dearest.part.expert},
+        "most_important_expert": top and {"layer": top.part.layer, "expert": top.part.expert},
     }
 
 

@@ -193,13 +193,11 @@ KNOBS: Mapping[str, Knob] = MappingProxyType({name: _describe(name) for name in 
 
 
 def apply(base: Config, overrides: Mapping[str, Any]) -> Config:
-    """`base` with `overrides`, validated.
+    """`base` with `overrides`, validated. A micro-batch that no longer fits the batch shrinks, unless it is overridden.
 
     Raises:
         ConfigError: an unknown field (with the nearest known name), a value out of bounds or of the wrong type,
             or fields that contradict each other.
-
-    The micro-batch follows when it no longer divides the batch, unless `overrides` sets it.
     """
     unknown = [name for name in overrides if name not in Config.model_fields]
     if unknown:

@@ -73,7 +73,7 @@ def evaluate(directory: Path) -> None:
         raise ConfigError(f"{config.corpus} is no longer the text that checkpoint.pt was trained on; train anew")
 
     score = score_tokens(model, data, request.split, config.eval_tokens, device)
-    beside = of_benchmarks(model, request, device)
+    on_benchmarks = score_benchmarks(model, request, device)
     content: dict[str, Any] = {
         **result(score, data, request),
         "flops": trained["flops"],
@@ -82,7 +82,7 @@ def evaluate(directory: Path) -> None:
         "train_seconds": trained["seconds"],
         "peak_memory_bytes": trained["peak_memory_bytes"],
         **quality(score),
-        **beside,
+        **on_benchmarks,
     }
     write_json(directory / "score.json", content)
 
@@ -191,7 +191,7 @@ def quality(score: Score) -> dict[str, Any]:
     }
 
 
-def of_benchmarks(model: MoE, request: Request, device: torch.device) -> dict[str, Any]:
+def score_benchmarks(model: MoE, request: Request, device: torch.device) -> dict[str, Any]:
     """The user's own text sets (docs/corpora.md): `benchmark_NAME` in bits a byte, as val_bpb, and a table."""
     table = {}
     for name, data in benchmarks(request.config, request.data_dir).items():

@@ -27,9 +27,9 @@ BINS = 15
 
 
 class Predictions(NamedTuple):
-    """Of each token: its cross entropy, the probability of the likeliest one, and whether it was that.
+    """For each target: its cross entropy, the probability of the model's likeliest token, and whether that is it.
 
-    `nats` is their sum in the order of the score.
+    `nats` is the sum of nats_N, added up in the order that defines a score.
     """
 
     nats: Tensor
@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
 def predict(
     x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, softcap: float = 0.0, logits: int = LOGITS
 ) -> Predictions:
-    """What a model that ends in `x_ND` says of the targets, in fp32 or wider, holding at most `logits` logits."""
+    """Predictions from what the head sees, computed in fp32 or wider, holding at most `logits` logits at once."""
     rows = max(1, logits // len(head_VD))
     chunks = zip(torch.split(x_ND, rows), torch.split(targets_N, rows), strict=True)
     parts = [_predict(x_nD, head_VD.to(x_ND.dtype), targets_n, softcap) for x_nD, targets_n in chunks]
@@ -64,7 +64,7 @@ def _predict(x_nD: Tensor, head_VD: Tensor, targets_n: Tensor, softcap: float) -
 
 
 class PredictionTally:
-    """Sums over the scored text, in float64 on the host. Bins without a token are left out of what it tells."""
+    """Sums over the scored text, in float64 on the host. Its tables leave out bins without a token."""
 
     def __init__(self, seq_len: int, topic_names: Sequence[str]) -> None:
         self.topic_names = topic_names
@@ -83,7 +83,7 @@ class PredictionTally:
         correct_N = predictions.correct_N.cpu().numpy()
         _add(self.by_position, np.arange(len(nats_N)) % window, (nats_N, bytes_N))
         _add(self.by_topic, topic_N, (nats_N, bytes_N))
-        # A bin is open below and closed above, as in the paper; the smallest confidence is above 0.
+        # As in the paper, a bin is open below and closed above; no confidence is 0.
         bin_N = np.ceil(confidence_N * BINS).astype(np.int64).clip(1, BINS) - 1
         _add(self.by_confidence, bin_N, (confidence_N, correct_N))
 

@@ -37,7 +37,8 @@ class Assignments(NamedTuple):
 class Information(NamedTuple):
     """What an assignment's expert tells of its topic.
 
-    `bits` is adjusted for chance and may be a little below 0; `share` is the part of the topics' entropy that it is.
+    `bits` is adjusted for chance: it may be a little below 0, and `chance` is what was subtracted. `share` is bits over
+    the entropy of the topics.
     """
 
     bits: float

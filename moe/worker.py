@@ -1,7 +1,7 @@
-"""A further process of a data-parallel run, started by moe/parallel.py: `python -m moe.worker DIR RANK PORT`.
+"""Any but the first process of a data-parallel run, started by moe/parallel.py: `python -m moe.worker DIR RANK PORT`.
 
-It trains as the first one does, writes nothing to DIR, and says on stdout, in a line as error.json would have it, why
-it failed. SIGTERM and SIGINT are for the first process, with which this one ends.
+It trains as the first one does and writes nothing to DIR. If it fails, it says why on stdout, in one line of the form
+of error.json. It ignores SIGTERM and SIGINT, which are for the first process, and ends with that one.
 """
 
 from __future__ import annotations

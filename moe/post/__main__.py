@@ -18,7 +18,7 @@ import torch
 from moe.accounting import account
 from moe.config import ConfigError
 from moe.data import prepare
-from moe.evaluate import load_model, of_benchmarks, quality, result, score_tokens
+from moe.evaluate import load_model, quality, result, score_benchmarks, score_tokens
 from moe.post.inference import DECODE_BATCH, measure_speed
 from moe.post.quantize import weight_bytes
 from moe.post.serve import serve
@@ -50,7 +50,7 @@ def post(directory: Path) -> None:
     speeds = measure_speed(model, data.tokens[request.split])
     peak = peak_memory(device)
     score = score_tokens(model, data, request.split, config.eval_tokens, device)
-    beside = of_benchmarks(model, request, device)
+    on_benchmarks = score_benchmarks(model, request, device)
     costs = account(as_served(config))
     write_json(
         directory / "score.json",
@@ -64,7 +64,7 @@ def post(directory: Path) -> None:
             "peak_memory_bytes": peak,
             "precision": precision,
             **quality(score),
-            **beside,
+            **on_benchmarks,
         },
     )
 

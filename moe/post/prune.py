@@ -49,7 +49,7 @@ class Usage(NamedTuple):
 def watch_routing(model: MoE, batches: Iterable[Tensor]) -> list[Usage]:
     """The usage of each layer with experts over batches of tokens [B, T]."""
     model.eval()
-    usages = [_nothing(model.config.num_experts, model.embedding.device) for _ in model.mixtures]
+    usages = [_no_usage(model.config.num_experts, model.embedding.device) for _ in model.mixtures]
     for tokens_BT in batches:
         with looking_at(model, _products_of_logits) as products:
             _, routings = model.hidden(tokens_BT)
@@ -141,6 +141,6 @@ def _halves(w_in: Tensor, config: Config) -> tuple[Tensor, ...]:
     return w_in.chunk(2) if config.expert_kind in GATED else (w_in,)
 
 
-def _nothing(n_experts: int, device: torch.device) -> Usage:
+def _no_usage(n_experts: int, device: torch.device) -> Usage:
     zeros_E = torch.zeros(n_experts, dtype=torch.float64, device=device)
     return Usage(zeros_E, zeros_E.clone(), torch.zeros(n_experts, n_experts, dtype=torch.float64, device=device))

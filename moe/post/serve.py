@@ -19,7 +19,7 @@ from moe.post.quantize import matrices, quantize_model
 from moe.post.stages import as_trained
 
 CALIBRATION_TOKENS = 16_384
-"""Of the training split, to see which experts are used: about 2,000 choices an expert with 8 experts of which 2 act."""
+"""Of the training split, to see which experts are used: about 4,000 choices an expert with 8 experts, top-2."""
 
 BATCH_TOKENS = 8192
 
@@ -49,7 +49,8 @@ def serve(model: MoE, config: Config, data: Data, dtype: torch.dtype) -> MoE:
 def served_loss(config: Config, data_dir: Path, seed: int) -> float:
     """Cross entropy on one training sequence of the served but untrained model: how a probe sees a knob act.
 
-    Up to the first mixture of experts, and of that all in its real size: groups of weights show in nothing smaller.
+    The model is cut off above its first mixture of experts. What is left keeps its real size, as the groups of weights
+    that share a scale do not show in smaller matrices.
     """
     data = prepare(config, data_dir)
     shallow = apply(config, {"n_layers": config.moe_layers.index(True) + 1})

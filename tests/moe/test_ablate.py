@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from moe.presets import PRESETS
 from moe.routing import TokenChoice
 from moe.rundir import run_in
 from moe.train import train
+from tests.moe.conftest import MakeRun
+from tests.moe.runs import read_json
 
-MakeRun = Callable[..., Path]
 SHORT = apply(PRESETS["nano"], {"budget_tokens": 512 * 8, "progress_evals": 0, "eval_tokens": 1024})
 VARIANTS: dict[str, dict[str, Any]] = {
     "softmax": {},
@@ -48,7 +48,7 @@ def test_every_part_is_taken_out_of_a_checkpoint_that_is_only_read(make_run: Mak
     assert run_in(ablate, [str(run)]) == 0
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
-    score = _json(run / "score.json")
+    score = read_json(run / "score.json")
     rows = score["parts"]
     assert [(row["kind"], row["layer"], row["expert"]) for row in rows] == [tuple(part) for part in parts_of(SHORT)]
     assert len(rows) == SHORT.n_layers * (SHORT.num_experts + 3)
@@ -63,7 +63,7 @@ def test_every_part_is_taken_out_of_a_checkpoint_that_is_only_read(make_run: Mak
     assert {name for name, metric in METRICS.items() if metric.by == "ablate"} < set(score)
 
     assert run_in(evaluate, [str(trained)]) == 0
-    assert score["val_bpb"] == _json(trained / "score.json")["val_bpb"]
+    assert score["val_bpb"] == read_json(trained / "score.json")["val_bpb"]
 
 
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
@@ -134,7 +134,7 @@ def test_a_layers_only_expert_is_its_feed_forward_network(make_run: MakeRun) -> 
     assert run_in(train, [str(source)]) == 0
     run = make_run(config, name="ablate", kind="ablate", checkpoint=str(source))
     assert run_in(ablate, [str(run)]) == 0
-    score = _json(run / "score.json")
+    score = read_json(run / "score.json")
     assert [row["kind"] for row in score["parts"]] == ["attention", "feed_forward", "layer"]
     assert score["expert_delta_max"] is score["most_important_expert"] is None
 
@@ -147,7 +147,7 @@ def test_a_request_without_a_sound_checkpoint_is_refused(make_run: MakeRun, trai
     ):
         run = make_run(SHORT, name=name, kind="ablate", **more)
         assert run_in(ablate, [str(run)]) == 1
-        assert message in _json(run / "error.json")["message"]
+        assert message in read_json(run / "error.json")["message"]
         assert not (run / "score.json").exists()
 
 
@@ -168,9 +168,3 @@ def _chosen(model: MoE, tokens: torch.Tensor) -> torch.Tensor:
     routing = model.hidden(tokens)[1][1]
     assert isinstance(routing, TokenChoice)
     return routing.experts_NK
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    assert isinstance(content, dict)
-    return content

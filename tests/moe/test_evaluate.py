@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from moe.rundir import run_in
 from moe.specialization import sum_margins, topic_information
 from moe.stability import TOKENS, RouterStability
 from moe.train import train
+from tests.moe.conftest import MakeRun
+from tests.moe.runs import read_json
 
-MakeRun = Callable[..., Path]
 SHORT = apply(PRESETS["nano"], {"budget_tokens": 512 * 4, "progress_evals": 3, "eval_tokens": 1000})
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_score_holds_every_metric_and_each_is_explained(make_run: MakeRun) -> No
     run = make_run(SHORT)
     assert run_in(train, [str(run)]) == 0
     assert run_in(evaluate, [str(run)]) == 0
-    score = json.loads((run / "score.json").read_text())
+    score = read_json(run / "score.json")
     of_evaluate = [name for name, metric in METRICS.items() if metric.by == "evaluate"]
     assert set(of_evaluate) <= set(score)
     assert "benchmarks" not in score
@@ -61,10 +61,10 @@ def test_score_holds_every_metric_and_each_is_explained(make_run: MakeRun) -> No
 def test_a_score_is_never_of_another_text_nor_of_a_model_that_is_not_finite(make_run: MakeRun) -> None:
     run = make_run(SHORT)
     assert run_in(train, [str(run)]) == 0
-    trained = json.loads((run / "train.json").read_text())
+    trained = read_json(run / "train.json")
     (run / "train.json").write_text(json.dumps(trained | {"tokens_sha256": "another"}))
     assert run_in(evaluate, [str(run)]) == 1
-    error = json.loads((run / "error.json").read_text())
+    error = read_json(run / "error.json")
     assert error["message"] == "wikipedia is no longer the text that checkpoint.pt was trained on; train anew"
 
     (run / "train.json").write_text(json.dumps(trained))
@@ -72,7 +72,7 @@ def test_a_score_is_never_of_another_text_nor_of_a_model_that_is_not_finite(make
     next(iter(checkpoint["model"].values())).fill_(math.nan)
     torch.save(checkpoint, run / "checkpoint.pt")
     assert run_in(evaluate, [str(run)]) == 1
-    assert json.loads((run / "error.json").read_text())["error"] == "non_finite"
+    assert read_json(run / "error.json")["error"] == "non_finite"
     assert not (run / "score.json").exists()
 
 
@@ -85,7 +85,7 @@ def test_benchmark_sets_are_scored_beside_val(make_run: MakeRun, data_dir: Path,
     run = make_run(SHORT, data_dir=str(own))
     assert run_in(train, [str(run)]) == 0
     assert run_in(evaluate, [str(run)]) == 0
-    score = json.loads((run / "score.json").read_text())
+    score = read_json(run / "score.json")
     row = score["benchmarks"]["animals"]
     assert score["benchmark_animals"] == row["bpb"] != score["val_bpb"]
     assert set(row["bpb_by_topic"]) == {"cat", "cow"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from moe.config import apply
 from moe.presets import PRESETS
 from moe.rundir import NO_DISK, run_in
 from moe.train import train
+from tests.moe.conftest import MakeRun
+from tests.moe.runs import read_json
 
-MakeRun = Callable[..., Path]
 SHORT = apply(PRESETS["nano"], {"budget_tokens": 512 * 2, "progress_evals": 0})
 
 
@@ -44,7 +45,7 @@ def test_a_fault_that_cannot_be_written_down_is_for_want_of_disk_too(make_run: M
         raise ValueError("a fault of the run")
 
     assert run_in(crash, [str(disk)]) == 1
-    assert json.loads((disk / "error.json").read_text())["message"] == "a fault of the run"
+    assert read_json(disk / "error.json")["message"] == "a fault of the run"
     (disk / "error.json").unlink()
     (disk / "a film").write_bytes(bytes(128 * 2**10))
     assert run_in(crash, [str(disk)]) == NO_DISK

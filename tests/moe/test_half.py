@@ -9,17 +9,15 @@ import pytest
 import torch
 
 from moe.config import apply
-from moe.data import prepare
 from moe.presets import PRESETS
-from moe.rundir import Request
 from moe.train import Trainer
+from tests.moe.runs import make_trainer
 
 CONFIG = apply(PRESETS["nano"], {"micro_batch_size": 4, "budget_tokens": 512 * 8, "progress_evals": 0})
 
 
 def _trainer(data_dir: Path, *, half: bool, scale: float = 2.0**16) -> Trainer:
-    request = Request(kind="train", config=CONFIG, seed=0, device="cpu", data_dir=data_dir)
-    trainer = Trainer(request, prepare(CONFIG, data_dir), torch.device("cpu"))
+    trainer = make_trainer(CONFIG, data_dir)
     if half:
         trainer.half, trainer.model.compute = True, torch.float16
         trainer.scaler = torch.GradScaler("cpu", init_scale=scale)

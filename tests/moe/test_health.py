@@ -15,6 +15,7 @@ from moe.health import EXPLODED, PATIENCE, DeadRouterError, ExplodingGradientErr
 from moe.presets import PRESETS
 from moe.rundir import run_in
 from moe.train import train
+from tests.moe.runs import read_json
 
 NANO = apply(PRESETS["nano"], {"budget_tokens": 512 * 60, "progress_evals": 0})
 EVEN = torch.ones(2, 4, dtype=torch.long)
@@ -75,7 +76,7 @@ def test_a_resumed_run_is_as_far_from_its_end_as_before() -> None:
 def test_a_router_that_cannot_choose_ends_its_training(make_run: Callable[..., Path]) -> None:
     run = make_run(apply(NANO, {"router_init_scale": 0.0, "router_lr_scale": 0.0}))  # all experts alike, for ever
     assert run_in(train, [str(run)]) == 1
-    error = json.loads((run / "error.json").read_text())
+    error = read_json(run / "error.json")
     assert (error["error"], error["step"]) == ("dead_router", PATIENCE)
     assert len((run / "metrics.jsonl").read_text().splitlines()) >= 10
     assert not (run / "checkpoint.pt").exists()

@@ -15,15 +15,14 @@ import torch
 from moe.accounting import peak_memory_bytes
 from moe.aliases import ALIASES
 from moe.config import KNOBS, Config, ConfigError, apply
-from moe.data import prepare
 from moe.evaluate import score_tokens
 from moe.knobs import Value
 from moe.observe import Setting, observe_speed
 from moe.precision import cpu_precision
 from moe.presets import PRESETS
-from moe.rundir import Request, resolve_precision
+from moe.rundir import resolve_precision
 from moe.schedule import Position, pieces_at
-from moe.train import Trainer
+from tests.moe.runs import make_trainer
 
 CPU = torch.device("cpu")
 BASE = apply(PRESETS["nano"], {"budget_tokens": 512 * 6, "progress_evals": 1})
@@ -124,7 +123,7 @@ def test_knob_acts_where_it_says(name: str, data_dir: Path) -> None:
 def test_gradient_knobs_leave_the_first_cross_entropy_alone(data_dir: Path) -> None:
     # What a knob acts on is also where it acts first: these change no forward pass, only what is learned from it.
     losses = {
-        name: _trainer(apply(*PERTURBED[name]), data_dir).optimizer_step(1e-3)["train_loss"]
+        name: make_trainer(apply(*PERTURBED[name]), data_dir).optimizer_step(1e-3)["train_loss"]
         for name, knob in KNOBS.items()
         if knob.acts_on == "gradient" and name != "batch_size"
     }
@@ -156,27 +155,21 @@ def test_router_precision_acts_where_matrices_are_not_in_fp32(data_dir: Path) ->
 
 def test_schedules_of_batches_and_lengths_reach_the_model(data_dir: Path) -> None:
     config = apply(BASE, {"batch_doublings": 1, "length_doublings": 1, "budget_tokens": 512 * 8})
-    trainer = _trainer(config, data_dir)
+    trainer = make_trainer(config, data_dir)
     shapes = []
     trainer.model.register_forward_pre_hook(lambda _model, inputs: shapes.append(tuple(inputs[0].shape)))
     points = list(trainer.run())
-    assert [shape for shape in shapes if shape[1] != config.seq_len or shape[0] <= 8][:12] != []
     trained = [shape for shape in shapes if shape in {(8, 32), (4, 64), (8, 64)}]
     assert trained == [(8, 32)] * 8 + [(8, 64)] * 4
     assert (points[-1]["step"], points[-1]["tokens"]) == (12, 512 * 8)
 
 
-def _trainer(config: Config, data_dir: Path) -> Trainer:
-    request = Request(kind="train", config=config, seed=0, device="cpu", data_dir=data_dir)
-    return Trainer(request, prepare(config, data_dir), CPU)
-
-
 def _first_loss(config: Config, data_dir: Path) -> float:
-    return _trainer(config, data_dir).optimizer_step(1e-3)["train_loss"]
+    return make_trainer(config, data_dir).optimizer_step(1e-3)["train_loss"]
 
 
 def _weights_after_three_updates(config: Config, data_dir: Path) -> list[float]:
-    trainer = _trainer(config, data_dir)
+    trainer = make_trainer(config, data_dir)
     for _ in range(3):
         trainer.optimizer_step(config.lr)
         trainer.sequences += config.batch_size
@@ -185,7 +178,7 @@ def _weights_after_three_updates(config: Config, data_dir: Path) -> list[float]:
 
 
 def _schedule(config: Config, data_dir: Path) -> Any:
-    points = list(_trainer(config, data_dir).run())
+    points = list(make_trainer(config, data_dir).run())
     if not config.steps:
         return points[-1]["seconds"] >= 1.0
 
@@ -194,12 +187,12 @@ def _schedule(config: Config, data_dir: Path) -> Any:
 
 
 def _evaluations(config: Config, data_dir: Path) -> tuple[int, int]:
-    trainer = _trainer(config, data_dir)
+    trainer = make_trainer(config, data_dir)
     curve = [point for point in trainer.run() if "val_bpb" in point["values"]]
     return len(curve), score_tokens(trainer.model, trainer.data, "val", config.eval_tokens, CPU).tokens
 
 
 def _memory(config: Config, data_dir: Path) -> Any:
-    trainer = _trainer(config, data_dir)
+    trainer = make_trainer(config, data_dir)
     shapes = [tuple(tokens.shape) for tokens, _, _ in trainer.micro_batches(config.batch_size)]
     return shapes, peak_memory_bytes(config, "fp32")

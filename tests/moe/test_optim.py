@@ -10,14 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe.accounting import muon_flops, muon_matrices, muon_parameters
-from moe.config import Config, apply
-from moe.data import prepare
+from moe.config import apply
 from moe.model import MoE
 from moe.muon import Muon
 from moe.optim import build_optimizers, set_learning_rate
 from moe.presets import PRESETS
-from moe.rundir import Request
-from moe.train import Trainer
+from tests.moe.runs import make_trainer
 
 CONFIG = apply(PRESETS["nano"], {"lr": 0.01, "min_lr_ratio": 0.1, "warmup_fraction": 0.2})
 MUON = apply(CONFIG, {"optimizer": "muon", "gqa_group_size": 2, "first_k_dense": 1, "num_shared_experts": 1})
@@ -89,7 +87,7 @@ def test_muon_takes_the_matrices_and_knows_what_they_hold(kind: str) -> None:
 
 
 def test_muon_learns_with_one_moment_where_accounting_says_so(data_dir: Path) -> None:
-    trainer = _trainer(MUON, data_dir)
+    trainer = make_trainer(MUON, data_dir)
     losses = [trainer.optimizer_step(MUON.lr)["train_loss"] for _ in range(12)]
     assert losses[-1] < losses[0] - 1.0
     moments = [_numbers(optimizer) for optimizer in trainer.optimizers]
@@ -111,7 +109,7 @@ def test_muon_iterates_in_bf16_where_the_model_computes_in_it() -> None:
 
 
 def test_muon_skips_what_overflows_in_fp16(data_dir: Path) -> None:
-    trainer = _trainer(MUON, data_dir)
+    trainer = make_trainer(MUON, data_dir)
     trainer.half, trainer.model.compute = True, torch.float16
     trainer.scaler = torch.GradScaler("cpu", init_scale=2.0**40)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
@@ -121,17 +119,12 @@ def test_muon_skips_what_overflows_in_fp16(data_dir: Path) -> None:
 
     trainer.scaler = torch.GradScaler("cpu", init_scale=2.0**10)
     trainer.optimizer_step(1e-2)
-    full = _trainer(MUON, data_dir)
+    full = make_trainer(MUON, data_dir)
     full.optimizer_step(1e-2)
     moved = [(a - b).norm() for a, b in zip(before, trainer.model.parameters(), strict=True)]
     apart = [(a - b).norm() for a, b in zip(full.model.parameters(), trainer.model.parameters(), strict=True)]
     assert all(a > 0.0 for a in moved)
     assert sum(apart) < 0.2 * sum(moved)
-
-
-def _trainer(config: Config, data_dir: Path) -> Trainer:
-    request = Request(kind="train", config=config, seed=0, device="cpu", data_dir=data_dir)
-    return Trainer(request, prepare(config, data_dir), torch.device("cpu"))
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> int:

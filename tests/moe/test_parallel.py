@@ -7,10 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,8 +21,9 @@ from moe.presets import PRESETS
 from moe.rundir import Request, run_in
 from moe.schedule import micro_batch_rows
 from moe.train import Trainer, train
+from tests.moe.conftest import MakeRun
+from tests.moe.runs import checkpoints, edit, read_json, read_points, read_weights, step_of, until
 
-MakeRun = Callable[..., Path]
 CPU = torch.device("cpu")
 NANO = apply(PRESETS["nano"], {"progress_evals": 1, "micro_batch_size": 4})
 LONG = apply(NANO, {"budget_tokens": 512 * 80, "ema_decay": 0.9, "balance_bias_rate": 0.01, "noisy_top_k": True})
@@ -47,9 +45,9 @@ CASES = {
 
 
 def test_two_processes_train_what_one_does(data_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, __file__, str(data_dir), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.moe.test_parallel", str(data_dir), str(tmp_path)]
     prepare(NANO, data_dir)
-    with subprocess.Popen(command) as other:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as other:
         first = _train_as(0, data_dir, tmp_path)
         assert other.wait(timeout=60) == 0
 
@@ -81,55 +79,55 @@ def test_the_gradient_is_that_of_the_mean_over_the_batch(data_dir: Path) -> None
 def test_a_run_goes_on_after_either_end(make_run: MakeRun) -> None:
     runs = [make_run(LONG, name=f"run{n}", processes=2, checkpoint_seconds=0.0, threads=1) for n in range(3)]
     for run, earlier in zip(runs[1:], runs, strict=False):
-        _edit(run, resume=str(earlier))
+        edit(run, resume=str(earlier))
 
     # The second process is killed: the first says so.
     with _start(runs[0]) as process:
-        _until(lambda: len(_checkpoints(runs[0])) == 2)
+        until(lambda: len(checkpoints(runs[0])) == 2)
         (other,) = _children(process.pid)
         os.kill(other, signal.SIGKILL)
         assert process.wait(timeout=180) == 1
 
-    error = json.loads((runs[0] / "error.json").read_text())
+    error = read_json(runs[0] / "error.json")
     assert error["error"] == "KilledProcessError"
     assert error["message"] == "process 1 of the run was killed by signal 9"
     assert not _alive(other)
 
     # SIGTERM to both, as a service manager sends it: a last checkpoint, then all end.
     with _start(runs[1]) as process:
-        _until(lambda: len(_points(runs[1])) > len(_points(runs[0])) + 1)
+        until(lambda: len(read_points(runs[1])) > len(read_points(runs[0])) + 1)
         (other,) = _children(process.pid)
         os.kill(other, signal.SIGTERM)
         process.terminate()
         assert process.wait(timeout=180) == -signal.SIGTERM
-        _until(lambda: not _alive(other))
+        until(lambda: not _alive(other))
 
-    assert _points(runs[1])[-1]["step"] == _step_of(_checkpoints(runs[1])[-1])
+    assert read_points(runs[1])[-1]["step"] == step_of(checkpoints(runs[1])[-1])
 
     assert run_in(train, [str(runs[2])]) == 0
 
     # With as many micro-batches as processes, even one process adds the same two gradients.
     alone = make_run(LONG, name="alone")
     assert run_in(train, [str(alone)]) == 0
-    assert _weights(runs[2]) == _weights(alone)
-    assert json.loads((runs[2] / "train.json").read_text())["processes"] == 2
-    assert _points(runs[2])[-1]["step"] == 80
+    assert read_weights(runs[2]) == read_weights(alone)
+    assert read_json(runs[2] / "train.json")["processes"] == 2
+    assert read_points(runs[2])[-1]["step"] == 80
 
 
 def test_nobody_outlives_the_first_process(make_run: MakeRun) -> None:
     with _start(make_run(LONG, processes=2)) as process:
-        _until(lambda: _children(process.pid))
+        until(lambda: _children(process.pid))
         (other,) = _children(process.pid)
         process.kill()
         process.wait()
-        _until(lambda: not _alive(other))
+        until(lambda: not _alive(other))
 
 
 def test_divergence_of_all_is_one_error(make_run: MakeRun) -> None:
     wild = {"lr": 1.0, "weight_decay": 10.0, "warmup_fraction": 0.0, "min_lr_ratio": 1.0}
     run = make_run(apply(NANO, wild), processes=2)
     assert run_in(train, [str(run)]) == 1
-    error = json.loads((run / "error.json").read_text())
+    error = read_json(run / "error.json")
     assert error["error"] == "non_finite"
     assert error["step"] > 1
     assert not (run / "checkpoint.pt").exists()
@@ -223,37 +221,6 @@ def _alive(pid: int) -> bool:
         return False
 
     return state != "Z"  # dead, and not reaped yet by whoever adopted it
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    return sorted(run.glob("resume-*.pt"))
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("resume-"))
-
-
-def _points(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _weights(run: Path) -> dict[str, bytes]:
-    weights = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
-    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
-
-
-def _edit(run: Path, **changes: Any) -> None:
-    path = run / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 if __name__ == "__main__":  # the other of two processes

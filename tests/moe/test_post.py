@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from moe.probe import judge_changes
 from moe.routing import TokenChoice
 from moe.train import train
 from tests.moe.conftest import MakeRun
+from tests.moe.runs import read_json
 
 NANO = apply(PRESETS["nano"], {"budget_tokens": 512 * 4, "eval_tokens": 1024})
 
@@ -186,7 +186,7 @@ def test_a_post_run_scores_what_it_made_of_a_checkpoint(make_run: MakeRun) -> No
     evaluate(trained)
     plain = score_of(make_run, NANO, "plain", trained)
     small = score_of(make_run, apply(NANO, {"quantize": "int4", "prune_experts": 1}), "small", trained)
-    assert plain["val_bpb"] == json.loads((trained / "score.json").read_text())["val_bpb"]
+    assert plain["val_bpb"] == read_json(trained / "score.json")["val_bpb"]
     assert plain["weight_bytes"] == 4 * plain["parameters"]
     assert small["weight_bytes"] < 0.5 * plain["weight_bytes"]
     assert small["parameters"] < plain["parameters"]
@@ -210,5 +210,4 @@ def test_a_post_run_says_what_it_lacks(make_run: MakeRun, tmp_path: Path) -> Non
 def score_of(make_run: MakeRun, config: Config, name: str, trained: Path) -> dict[str, Any]:
     directory = make_run(config, name=name, kind="post", checkpoint=str(trained))
     post(directory)
-    score: dict[str, Any] = json.loads((directory / "score.json").read_text())
-    return score
+    return read_json(directory / "score.json")

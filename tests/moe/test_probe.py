@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +14,9 @@ from moe.presets import PRESETS
 from moe.probe import isolate, probe
 from moe.rundir import run_in
 from moe.standin import stand_in
+from tests.moe.conftest import MakeRun
+from tests.moe.runs import read_json
 
-MakeRun = Callable[..., Path]
 Probe = Callable[..., dict[str, Any]]
 NANO, MICRO, T4 = PRESETS["nano"], PRESETS["micro"], PRESETS["t4"]
 
@@ -27,7 +26,7 @@ def probed(make_run: MakeRun) -> Probe:
     def run(base: Config, treatment: dict[str, Any]) -> dict[str, Any]:
         directory = make_run(apply(base, treatment), baseline=base)
         assert run_in(probe, [str(directory)]) == 0
-        score = json.loads((directory / "score.json").read_text())
+        score = read_json(directory / "score.json")
         assert isinstance(score, dict)
         return score
 
@@ -132,7 +131,7 @@ def test_probe_reports_causality_and_costs(probed: Probe) -> None:
 def test_a_baseline_can_be_probed_alone(make_run: MakeRun) -> None:
     directory = make_run(NANO, kind="probe")
     assert run_in(probe, [str(directory)]) == 0
-    score = json.loads((directory / "score.json").read_text())
+    score = read_json(directory / "score.json")
     assert score["acts"] == {}
     assert score["causal"] is True
 
