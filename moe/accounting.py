@@ -100,27 +100,29 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
     """An estimate of a training process's peak memory at the config's micro-batch.
 
     Memory of the card for fp16, resident memory of a CPU process otherwise. Weights, gradients, AdamW's two moments
-    (Muon has one) and the average of the weights are fp32. The peak is at the beginning of the backward pass, with all
-    activations, or at its end, with all gradients; with several micro-batches gradients are there throughout.
+    (Muon has one) and the average of the weights are fp32 and always there; so are gradients, with several
+    micro-batches. On top comes the most of four moments. benchmarks/memory.py has how near this comes.
     """
     low, parameters = BYTES[precision], account(config).parameters
-    states = checkpoint_bytes(config)
     gradients = 4 * parameters
-
+    accumulated = gradients if config.micro_batch_size < config.batch_size else 0
     tokens = config.micro_batch_size * config.seq_len
-    chunk = min(tokens * config.vocab_size, max(LOGITS_CHUNK, config.vocab_size))
-    logits = (4 if low == 4 else low + 4) + (4 if config.logit_softcap > 0.0 else 0)
-    head = logits * chunk + 4 * config.vocab_size * config.d_model + (low + 8) * tokens * config.d_model
-    kept = activation_bytes(config, precision) + head
+    kept = activation_bytes(config, precision) + 4 * config.vocab_size * config.d_model  # and the head's gradient
+    kept += (low + 8) * tokens * config.d_model  # of the last norm, and the gradient that the loss has made for it
     if low < 4 and not config.activation_checkpointing:  # copies of the matrices stay until the backward pass
         kept += low * parameters
 
-    # In one layer the backward pass makes the gradient of the experts' stacks and, at most, of the layer's activations.
-    layer = config.micro_batch_size * config.seq_len * max(_layers_bytes(config, low))
-    working = 4 * config.num_experts * expert_parameters(config) + 2 * layer // 5
-    at_first = kept + working + (gradients if config.micro_batch_size < config.batch_size else 0)
-    at_last = gradients + layer + working
-    return CONTEXT_BYTES[precision] + states + max(at_first, at_last)
+    # At work on one layer: the gradient of its stack, and gradients of, at most, its activations.
+    layer = tokens * max(_layers_bytes(config, low))
+    stack = 4 * config.num_experts * expert_parameters(config)
+    working = 2 * layer // 5
+    recomputed = layer + (low * stack // 4 if low < 4 else 0) if config.activation_checkpointing else 0
+    in_loss = accumulated + kept + _logits_bytes(config, low)
+    in_last_layer = accumulated + kept + recomputed + stack + working
+    in_first_layer = gradients + layer + working + (stack if accumulated else 0)
+    in_optimizer = gradients + (_muon_bytes(config, precision) if config.optimizer == "muon" else 0)
+    most = max(in_loss, in_last_layer, in_first_layer, in_optimizer)
+    return CONTEXT_BYTES[precision] + checkpoint_bytes(config) + most
 
 
 def weights_bytes(config: Config) -> int:
@@ -152,16 +154,17 @@ class Matrices:
 
 
 def muon_matrices(config: Config) -> tuple[Matrices, ...]:
-    """What Muon takes: attention, experts and dense layers, each projection by itself."""
+    """What Muon takes: attention, experts and dense layers, each projection by itself, in moe/optim.py's groups."""
     d, layers, mixtures = config.d_model, config.n_layers, sum(config.moe_layers)
-    projections = 3 if config.expert_kind in GATED else 2
-    shapes = [
-        (2 * layers, d, d),  # queries and the output
-        (2 * layers, d // config.n_heads * config.kv_heads, d),  # keys and values
-        (projections * mixtures * config.num_experts, config.d_expert, d),
-        (projections * mixtures, config.num_shared_experts * config.d_expert, d),
-        (projections * (layers - mixtures), config.dense_width, d),
-    ]
+    # Queries and the output, keys and values.
+    shapes = [(2 * layers, d, d), (2 * layers, d // config.n_heads * config.kv_heads, d)]
+    for projections in (2, 1) if config.expert_kind in GATED else (2,):
+        shapes += [
+            (projections * mixtures * config.num_experts, config.d_expert, d),
+            (projections * mixtures, config.num_shared_experts * config.d_expert, d),
+            (projections * (layers - mixtures), config.dense_width, d),
+        ]
+
     return tuple(
         Matrices(count=count, short=min(sides), long=max(sides)) for count, *sides in shapes if count and min(sides)
     )
@@ -207,6 +210,24 @@ def memory_class(config: Config, precision: Precision) -> str:
 
 def _feed_forward(config: Config, width: int) -> int:
     return (3 if config.expert_kind in GATED else 2) * config.d_model * width
+
+
+def _logits_bytes(config: Config, low: int) -> int:
+    # Of a chunk: in the compute type and in fp32, and the squares that a soft cap needs.
+    chunk = min(config.micro_batch_size * config.seq_len * config.vocab_size, max(LOGITS_CHUNK, config.vocab_size))
+    return ((4 if low == 4 else low + 4) + (4 if config.logit_softcap > 0.0 else 0)) * chunk
+
+
+def _muon_bytes(config: Config, precision: Precision) -> int:
+    # Of one batch of matrices: as given in fp32, before a product and after it, two squares of the shorter side; in
+    # bf16 most where it is taken in or handed back.
+    most = 0
+    for each in muon_matrices(config):
+        size, square = each.short * each.long, each.short**2
+        count = min(each.count, max(1, MUON_BATCH // size))
+        most = max(most, count * (10 * size + 4 * square if precision == "bf16" else 12 * size + 8 * square))
+
+    return most
 
 
 def _layers_bytes(config: Config, low: int) -> list[int]:

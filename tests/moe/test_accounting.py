@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.memory import measure
 from moe.accounting import CONTEXT_BYTES, account, activation_bytes, fit_micro_batch, peak_memory_bytes
 from moe.config import Config, apply
 from moe.model import MoE
@@ -117,6 +119,31 @@ def test_peak_memory_of_t4_is_about_what_its_card_has_room_for() -> None:
     t4 = PRESETS["t4"]
     assert 2.5e9 < peak_memory_bytes(t4, "fp16") < 5.5e9
     assert peak_memory_bytes(t4, "fp32") > peak_memory_bytes(t4, "fp16")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch_size": 2},
+        {"micro_batch_size": 4, "batch_size": 4, "expert_kind": "mlp", "top_k": 1, "num_experts": 32, "ema_decay": 0.9},
+        {"optimizer": "muon", "micro_batch_size": 2, "batch_size": 2, "num_experts": 16},
+        {"optimizer": "muon", "micro_batch_size": 2, "routing": "hash", "precision": "bf16", "d_expert": 512},
+        {"activation_checkpointing": True, "n_layers": 4, "seq_len": 128, "num_shared_experts": 2, "moe_every": 2},
+        {
+            "tokenizer": "bpe",
+            "vocab_size": 512,
+            "seq_len": 256,
+            "batch_size": 4,
+            "logit_softcap": 15.0,
+            "first_k_dense": 1,
+        },
+    ],
+    ids=["micro-batches", "many experts, averaged", "Muon", "Muon in bf16", "checkpointing", "much text"],
+)
+def test_peak_memory_is_within_a_tenth_of_what_is_allocated(changes: dict[str, Any], data_dir: Path) -> None:
+    config = apply(NANO, {"d_model": 128, "n_layers": 3, "n_heads": 4, "d_expert": 256} | changes)
+    predicted = peak_memory_bytes(config, "bf16" if config.precision == "bf16" else "fp32") - CONTEXT_BYTES["fp32"]
+    assert predicted == pytest.approx(measure(config, data_dir).allocated, rel=0.1)
 
 
 def test_micro_batch_is_refitted_to_the_memory() -> None:
