@@ -6,7 +6,7 @@ split. Where a capacity is configured, tokens are served in the order of their p
 place to earlier positions only. Expert choice is not causal: which tokens an expert takes depends on later ones.
 
 N tokens, E experts, K chosen experts a token, G routing groups, M = N / G tokens a group of S sequences, T tokens a
-sequence, C tokens that an expert takes.
+sequence, C tokens that an expert takes, L layers with experts.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Losses(NamedTuple):
 
 
 class TokenChoice(NamedTuple):
-    """Tokens chose experts, of which each gives no more than `capacity` tokens of a group a row; None: every token.
+    """Tokens chose experts. An expert serves at most `capacity` tokens of each group and drops the others; None: all.
 
-    `load_GE` counts what was asked for. `row_NK`, where there is a capacity: each assignment's row if every expert has
-    G * capacity of them, one after another; behind the last if it is dropped. `logits_NE` is None where a hash chose.
+    `load_GE` counts the assignments asked for. `row_NK`, where there is a capacity: each assignment's row when every
+    expert has G * capacity rows, expert after expert; for a dropped one, the row behind the last. `logits_NE` is None
+    where a hash chose.
     """
 
     gates_NK: Tensor
@@ -184,10 +185,10 @@ def _serve(experts_GSTK: Tensor, n_experts: int, capacity: int) -> tuple[Tensor,
     asked_GETS.permute(0, 3, 2, 1).scatter_(3, experts_GSTK, 1)
     place_GEM = asked_GETS.flatten(2).cumsum(dim=2, dtype=torch.int32)  # the first is 1
     place_GSTK = place_GEM.view_as(asked_GETS).permute(0, 3, 2, 1).gather(3, experts_GSTK)
-    slots = n_groups * capacity
-    before_G = torch.arange(-1, slots - 1, capacity, device=experts_GSTK.device)
-    row_GSTK = (before_G.view(-1, 1, 1, 1) + place_GSTK).add_(experts_GSTK, alpha=slots)
-    return place_GEM[:, :, -1], row_GSTK.masked_fill_(place_GSTK > capacity, n_experts * slots)
+    rows = n_groups * capacity  # of an expert
+    before_G = torch.arange(-1, rows - 1, capacity, device=experts_GSTK.device)
+    row_GSTK = (before_G.view(-1, 1, 1, 1) + place_GSTK).add_(experts_GSTK, alpha=rows)
+    return place_GEM[:, :, -1], row_GSTK.masked_fill_(place_GSTK > capacity, n_experts * rows)
 
 
 def _count(experts_GM: Tensor, n_experts: int) -> Tensor:

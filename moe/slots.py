@@ -4,7 +4,7 @@ Two layouts. *Loop*: an expert has as many rows as it has tokens, known from one
 *Padded*: all experts have equally many rows, so that they are computed together, some rows for nobody. With a
 capacity, the padded layout needs no sync: it has a row for every token that an expert could be given.
 
-N tokens, K experts a token, A = N * K assignments, G routing groups, E experts, R rows.
+N tokens, K experts a token, A = N * K assignments, G routing groups, E experts, C tokens that an expert takes, R rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MOST_PADDING: Mapping[tuple[str, torch.dtype], tuple[tuple[int, float], ...]] = 
         ("cpu", torch.bfloat16): ((1_000_000, 2.0), (5_000_000, 1.3), (10_000_000, 1.2), (40_000_000, 1.04)),
     }
 )
-"""By device and type: up to how many multiplications in one product of one expert, how many rows an assignment pay.
+"""By device and type: (multiplications, padding) such that padded is faster with at most so many multiplications in one
+product of one expert, and at most so many rows for each assignment.
 
 Medians of `python -m benchmarks.moe_layer --table --threads 1` on an AMD EPYC with AVX-512 (2026-11-23); never over 2,
 for the sake of memory.
@@ -49,9 +50,9 @@ ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", 
 class Slots(NamedTuple):
     """Rows and who sits in them.
 
-    `token_R`: the token that each row computes; in those that nobody reads, one that was not dropped. `slot_A`: token
-    by token, the rows whose results it sums; R stands for nothing (a dropped assignment). `bag_N`: where each token's
-    part of slot_A begins. `rows_E`: each expert's rows, on the host; empty if all experts have R / E.
+    `token_R`: the token that each row computes; a row whose result nobody reads has some token that was not dropped.
+    `slot_A`: the row of each assignment, token by token; R, which is no row, for a dropped one. `bag_N`: where each
+    token's assignments begin in slot_A. `rows_E`: how many rows each expert has, on the host; empty if all have R / E.
     """
 
     token_R: Tensor
@@ -71,7 +72,7 @@ def choose(
     device: str,
     threads: int = 1,
 ) -> Literal["loop", "padded"]:
-    """The faster layout, where each expert has so many rows if padded."""
+    """The faster layout; padded, each expert has `rows` rows."""
     padding = n_experts * rows / assignments
     work = assignments * d_model * d_expert // n_experts
     steps = MOST_PADDING.get((device, dtype), OTHER_PADDING)
@@ -105,11 +106,11 @@ def arrange(
         threads=torch.get_num_threads(),
     )
     if capacity is not None and row_NK is not None:
-        slots = n_groups * capacity
-        if path == "padded" or (path == "auto" and (device.type != "cpu" or faster(slots) == "padded")):
-            return _arrange_served(row_NK, n_experts * slots)
+        rows = n_groups * capacity
+        if path == "padded" or (path == "auto" and (device.type != "cpu" or faster(rows) == "padded")):
+            return _arrange_served(row_NK, n_experts * rows)
 
-        experts_NK, load_GE = row_NK // slots, load_GE.clamp_max(capacity)
+        experts_NK, load_GE = row_NK // rows, load_GE.clamp_max(capacity)
 
     loads = [sum(column) for column in zip(*load_GE.tolist(), strict=True)]
     return _arrange_sorted(experts_NK, loads, faster(max(loads)) if path == "auto" else path, dtype)
