@@ -85,7 +85,7 @@ def choose_experts(
 
     Args:
         bias_E: added to the affinities for the choice only (Wang et al. 2024, arXiv:2408.15664).
-        capacity_factor: an expert keeps at most this times the mean load of a group; 0 drops nothing.
+        capacity_factor: an expert keeps at most this times the mean load of a group, rounded up; 0 drops nothing.
         seq_len: divides tokens_per_group; tells the positions of tokens.
     """
     n_tokens, n_experts = logits_NE.shape

@@ -147,6 +147,17 @@ def test_parts_of_the_score_add_up_to_what_a_plain_loop_counts(overrides: dict[s
     assert active == (config.top_k * n_targets)
 
 
+def test_a_score_does_not_depend_on_how_the_model_trains() -> None:
+    config = apply(SHORT, {"router_precision": "low"})
+    data = _text(config, documents=20, topics=3)
+    plain = score_tokens(_model(config), data, "val", 300, CPU)
+    trained = {"capacity_factor": 0.5, "noisy_top_k": True, "routing_group": 2, "activation_checkpointing": True}
+    model = MoE(apply(config, trained), torch.bfloat16)
+    model.load_state_dict(_model(config).state_dict(), strict=False)  # that of the noise is not used
+    assert score_tokens(model.train(), data, "val", 300, CPU).nats == plain.nats
+    assert model.compute is torch.bfloat16
+
+
 def test_score_is_the_sum_of_cross_entropies_to_the_bit() -> None:
     config = apply(SHORT, {"logit_softcap": 15.0})
     model = _model(config)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe.config import apply
 from moe.layers import Mixture
+from moe.model import MoE
 from moe.noise import router_noise
 from moe.presets import PRESETS
 from moe.routing import TokenChoice, choose_experts, choose_tokens, hash_experts, losses_of
@@ -106,6 +107,29 @@ def test_capacity_serves_earlier_positions_first(factor: float) -> None:
     assert routing.load_E.tolist() == free.load_E.tolist()
     assert routing.capacity == capacity
     assert _balance(routing) == _balance(free)
+
+
+def test_capacity_is_rounded_up_and_no_more_than_a_group() -> None:
+    def capacity(factor: float) -> int | None:
+        return _choose(_logits(10, 4), top_k=1, tokens_per_group=10, seq_len=10, capacity_factor=factor).capacity
+
+    assert [capacity(factor) for factor in (0.01, 1.0, 1.25, 64.0)] == [1, 3, 4, 10]
+
+
+def test_what_a_capacity_drops_is_counted() -> None:
+    model = MoE(apply(NANO, {"capacity_factor": 0.5}))
+    model.init_weights(0)
+    tokens = torch.randint(256, (2, 65), generator=torch.Generator().manual_seed(0))
+    output = model(tokens[:, :-1], tokens[:, 1:])
+    _, routings = model.hidden(tokens[:, :-1])
+    kept = sum(int(routing.load_GE.clamp_max(16).sum()) for routing in routings if isinstance(routing, TokenChoice))
+    assert float(output.dropped) == pytest.approx(1 - kept / (2 * 2 * 64 * 2))  # layers, sequences, tokens, choices
+    assert float(output.dropped) >= 0.5  # half of the mean load is all that an expert keeps
+    assert float(model.eval()(tokens[:, :-1], tokens[:, 1:]).dropped) == 0.0
+
+
+def test_expert_choice_takes_a_token_at_least() -> None:
+    assert choose_tokens(_logits(4, 16), top_k=1, tokens_per_group=4).tokens_EC.shape == (16, 1)
 
 
 def test_expert_choice_gives_every_expert_its_best_tokens() -> None:
