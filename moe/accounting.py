@@ -99,9 +99,9 @@ def activation_bytes(config: Config, precision: Precision) -> int:
 def peak_memory_bytes(config: Config, precision: Precision) -> int:
     """An estimate of a training process's peak memory at the config's micro-batch.
 
-    Memory of the card for fp16, resident memory of a CPU process otherwise. Weights, gradients, AdamW's two moments
-    (Muon has one) and the average of the weights are fp32 and always there; so are gradients, with several
-    micro-batches. On top comes the most of four moments. benchmarks/memory.py has how near this comes.
+    Memory of the card for fp16, resident memory of a CPU process otherwise. Weights, AdamW's two moments (Muon has one)
+    and the average of the weights are fp32 and always there; so are gradients, with several micro-batches. On top comes
+    the largest need of four points in a step. benchmarks/memory.py measures how near this comes.
     """
     low, parameters = BYTES[precision], account(config).parameters
     gradients = 4 * parameters
@@ -112,7 +112,7 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
     if low < 4 and not config.activation_checkpointing:  # copies of the matrices stay until the backward pass
         kept += low * parameters
 
-    # At work on one layer: the gradient of its stack, and gradients of, at most, its activations.
+    # While the backward pass works on a layer: the gradient of the experts' stacks, and gradients of its activations.
     layer = tokens * max(_layers_bytes(config, low))
     stack = 4 * config.num_experts * expert_parameters(config)
     working = 2 * layer // 5
