@@ -24,12 +24,12 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from moe.aliases import ALIASES
 from moe.knobs import Acts, Knob, Value
-from moe.space.backbone import Backbone
-from moe.space.experts import Experts
-from moe.space.optimization import Optimization
-from moe.space.post import Post
-from moe.space.routing import Routing
-from moe.space.run import Run
+from moe.space.backbone import BackboneKnobs
+from moe.space.experts import ExpertKnobs
+from moe.space.optimization import OptimizationKnobs
+from moe.space.post import PostKnobs
+from moe.space.routing import RoutingKnobs
+from moe.space.run import RunKnobs
 
 BYTES = 256
 """Ids of the byte tokenizer, one of which ends documents; a BPE has one more for that."""
@@ -42,7 +42,7 @@ class ConfigError(ValueError):
     """A config that cannot be: names each field at fault, its bound, and the nearest known name. Raised by apply()."""
 
 
-class Config(Post, Run, Optimization, Routing, Experts, Backbone):
+class Config(PostKnobs, RunKnobs, OptimizationKnobs, RoutingKnobs, ExpertKnobs, BackboneKnobs):
     """One training configuration: the fields of moe/space/, in one flat record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -35,7 +35,8 @@ def pages() -> Iterator[str]:
     yield HEAD
     for group in reversed(Config.__bases__):  # in the order of Config's fields
         module = sys.modules[group.__module__]
-        yield f"## {group.__name__}: moe/{'/'.join(group.__module__.split('.')[1:])}.py"
+        name = group.__module__.rpartition(".")[2]
+        yield f"## {name.capitalize()}: moe/space/{name}.py"
         yield ""
         yield textwrap.fill(f"{inspect.getdoc(module)} {inspect.getdoc(group)}", width=120)
         yield ""

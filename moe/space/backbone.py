@@ -11,7 +11,7 @@ from moe.knobs import Acts, Search
 _TRANSFORMER = "Vaswani et al. 2017, arXiv:1706.03762"
 
 
-class Backbone(BaseModel):
+class BackboneKnobs(BaseModel):
     """A decoder-only Transformer. Sizes in tokens are per sequence."""
 
     d_model: Annotated[

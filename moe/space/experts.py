@@ -14,7 +14,7 @@ GATED: frozenset[ExpertKind] = frozenset({"swiglu", "geglu"})
 """Kinds with three matrices: gate, up and down."""
 
 
-class Experts(BaseModel):
+class ExpertKnobs(BaseModel):
     """Routed experts, shared experts, and dense layers between."""
 
     num_experts: Annotated[

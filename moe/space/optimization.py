@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from moe.knobs import Acts, Search
 
 
-class Optimization(BaseModel):
+class OptimizationKnobs(BaseModel):
     """The optimizer and everything that changes during a run. Batch sizes count sequences."""
 
     optimizer: Annotated[

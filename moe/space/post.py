@@ -15,7 +15,7 @@ from moe.knobs import Acts, Search
 Quantization = Literal["none", "int8", "int4"]
 
 
-class Post(BaseModel):
+class PostKnobs(BaseModel):
     """Applied in this order: experts are pruned, then merged, then the weights are quantized."""
 
     prune_experts: Annotated[

@@ -11,7 +11,7 @@ from moe.knobs import Acts, Search
 RoutingKind = Literal["token_choice", "expert_choice", "hash"]
 
 
-class Routing(BaseModel):
+class RoutingKnobs(BaseModel):
     """A layer's router. Losses, capacity and expert choice act on routing groups of a fixed number of sequences."""
 
     routing: Annotated[

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from moe.knobs import Acts
 
 
-class Run(BaseModel):
+class RunKnobs(BaseModel):
     """Equal on both sides of a comparison, except replicate; the fields of role machine change no gradient."""
 
     corpus: Annotated[
