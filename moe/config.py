@@ -16,6 +16,7 @@ A field belongs to one of five roles:
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args, get_origin
@@ -264,7 +265,7 @@ def _refit(values: Mapping[str, Any]) -> Any:
 
 def _as_declared(name: str, value: Any) -> Any:
     # JSON has one kind of number: 1 for a float and 8.0 for an int are what the sender meant.
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
         return value
 
     if KNOBS[name].type == "float":

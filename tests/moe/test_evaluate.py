@@ -143,6 +143,11 @@ def test_parts_of_the_score_add_up_to_what_a_plain_loop_counts(overrides: dict[s
     assert sum(row["tokens"] for row in found["reliability"]) == n_targets
     assert len(found["layers"]) == sum(config.moe_layers)
     assert (found["router_margin"] is None) == (config.routing != "token_choice")
+    if config.routing != "expert_choice":
+        documents = np.searchsorted(data.starts["val"], np.arange(n_targets), side="right") - 1
+        chosen = torch.from_numpy(np.bincount(documents)) * config.top_k
+        assert all(torch.equal(counts.sum(dim=1), chosen) for counts in score.routers.counts_L)
+
     active = sum(sum(layer["load"]) for layer in found["layers"]) / len(found["layers"])
     assert active == (config.top_k * n_targets)
 
