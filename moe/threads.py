@@ -12,9 +12,11 @@ parallel region torch, MKL and oneDNN do not split anything.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypeVar
 
 import torch
@@ -27,14 +29,16 @@ _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """work(piece) for each, without a graph, begun in their order; as many at once as torch has threads.
 
-    One after another where torch was not built with GNU OpenMP. Raises what the first of them raises; those that were
-    not begun are left out then.
+    One after another where torch was not built with GNU OpenMP. Raises what the first to fail has raised; what was not
+    begun by then is left out.
     """
     waiting = iter(list(pieces))
     errors: list[BaseException] = []
+    began: set[int] = set()
 
     def body(_: object) -> None:
         try:
+            began.add(get_ident())
             with torch.no_grad():
                 for piece in waiting:
                     work(piece)
@@ -52,12 +56,20 @@ def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     if errors:
         raise errors[0]
 
+    if get_ident() not in began:  # a Ctrl-C before `try`, which ctypes has printed and passed over
+        raise KeyboardInterrupt
+
 
 @cache
 def _parallel() -> Any:
     """GOMP_parallel(body, data, threads, flags) of the library that torch computes with (libgomp manual, chapter 8)."""
     for path in Path(torch.__file__).parent.joinpath("lib").glob("libgomp*.so*"):
-        run = ctypes.CDLL(path.name).GOMP_parallel  # by its name: the one that is loaded already, wherever from
+        try:
+            library = ctypes.CDLL(path.name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)  # never a second one
+        except OSError:
+            continue
+
+        run = library.GOMP_parallel
         run.argtypes = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         run.restype = None
         return run

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from threading import Barrier, get_ident
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -256,6 +258,26 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
         for_each(work, range(6))
 
     for_each(work, range(3))
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_is_never_lost_between_the_threads() -> None:
+    matrix = torch.randn(100, 100)
+
+    def work_until_interrupted(seconds: float) -> None:
+        deadline = monotonic() + 60.0
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while monotonic() < deadline:
+            for_each(lambda _: matrix @ matrix, range(8))
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for number in range(50):
+            with pytest.raises(KeyboardInterrupt):
+                work_until_interrupted(0.01 + number / 10_000)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_padding_is_chosen_for_little_work_and_even_loads_only() -> None:
