@@ -36,7 +36,7 @@ from moe.config import Config, apply
 from moe.experts import Experts
 from moe.presets import PRESETS
 from moe.routing import TokenChoice, choose_experts
-from moe.slots import Path
+from moe.slots import Layout
 from moe.space.experts import GATED
 
 D_MODEL = 384
@@ -95,7 +95,7 @@ def layers(shape: Shape, hf_backends: tuple[str, ...]) -> Iterator[tuple[str, La
     yield "dense", dense, [w_in, w_out]
 
     router = _weights(shape.n_experts, D_MODEL, device=shape.device)
-    paths: tuple[Path, ...] = ("auto", "loop", "padded")
+    paths: tuple[Layout, ...] = ("auto", "loop", "padded")
     for path in paths:
         experts = _experts(config, shape.device)
         experts.path = path
@@ -312,7 +312,7 @@ def _loop_and_padded(experts: Experts, rows: int, dtype: torch.dtype, rounds: in
     n_tokens = n_experts * rows
     gates = torch.ones(n_tokens, 1, device=device)
     load = torch.full((1, n_experts), rows, device=device)
-    times: dict[Path, list[float]] = {"loop": [], "padded": []}
+    times: dict[Layout, list[float]] = {"loop": [], "padded": []}
     for _ in range(rounds):
         x = torch.randn(n_tokens, d_model, device=device).to(dtype)
         chosen = torch.randperm(n_tokens, device=device).remainder(n_experts)[:, None]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe.dispatch import compute, gradients
-from moe.slots import Path, Slots, arrange
+from moe.slots import Layout, Slots, arrange
 from moe.space.experts import ExpertKind
 
 
@@ -35,7 +35,7 @@ def arrange_op(
         load_GE,
         capacity,
         row_NK,
-        path=cast("Path", path),
+        path=cast("Layout", path),
         d_model=d_model,
         d_expert=d_expert,
         dtype=like.dtype,

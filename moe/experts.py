@@ -15,7 +15,7 @@ from moe.compiled import arrange_op, mix_op
 from moe.config import Config
 from moe.dispatch import mix
 from moe.routing import ExpertChoice, Routing, TokenChoice
-from moe.slots import Path, Slots, arrange, arrange_chosen
+from moe.slots import Layout, Slots, arrange, arrange_chosen
 from moe.space.experts import GATED
 
 
@@ -26,7 +26,7 @@ class Experts(nn.Module):
         super().__init__()
         n_experts, d, f = config.num_experts, config.d_model, config.d_expert
         self.kind = config.expert_kind
-        self.path: Path = "auto"
+        self.path: Layout = "auto"
         self.w_in = nn.Parameter(torch.empty(n_experts, 2 * f if self.kind in GATED else f, d))  # gate, then up
         self.w_out = nn.Parameter(torch.empty(n_experts, d, f))
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Path = Literal["auto", "loop", "padded"]
+Layout = Literal["auto", "loop", "padded"]
 
 OTHER_PADDING = ((1 << 28, 1.25),)  # unmeasured: a loop of 18 launches of 8 us is as long as these products on a T4
 
@@ -88,7 +88,7 @@ def arrange(
     capacity: int | None,
     row_NK: Tensor | None,
     *,
-    path: Path,
+    path: Layout,
     d_model: int,
     d_expert: int,
     dtype: torch.dtype,

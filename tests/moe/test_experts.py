@@ -15,9 +15,9 @@ from moe.config import apply
 from moe.experts import Experts
 from moe.presets import PRESETS
 from moe.routing import ExpertChoice, TokenChoice, choose_experts
-from moe.slots import Path
+from moe.slots import Layout
 
-PATHS: tuple[Path, ...] = ("loop", "padded")
+PATHS: tuple[Layout, ...] = ("loop", "padded")
 SHAPES: dict[str, dict[str, int]] = {
     "usual": {"tokens": 24, "num_experts": 4, "top_k": 2},
     "more experts than assignments": {"tokens": 6, "num_experts": 64, "top_k": 2},
@@ -89,7 +89,7 @@ def assert_same(fast: list[Tensor], slow: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", ["swiglu", "geglu", "relu2", "mlp"])
-def test_every_kind_of_expert_has_the_references_values_and_gradients(kind: str, path: Path) -> None:
+def test_every_kind_of_expert_has_the_references_values_and_gradients(kind: str, path: Layout) -> None:
     experts = make_experts(expert_kind=kind, num_experts=4)
     experts.path = path
     x = torch.randn(24, 16, dtype=torch.float64, requires_grad=True)
@@ -101,7 +101,7 @@ def test_every_kind_of_expert_has_the_references_values_and_gradients(kind: str,
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("skew", [0.0, 100.0])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_every_shape_has_the_references_values_and_gradients(shape: dict[str, int], skew: float, path: Path) -> None:
+def test_every_shape_has_the_references_values_and_gradients(shape: dict[str, int], skew: float, path: Layout) -> None:
     tokens, n_experts, top_k = shape.values()
     experts = make_experts(num_experts=n_experts, top_k=top_k)
     experts.path = path
@@ -113,7 +113,7 @@ def test_every_shape_has_the_references_values_and_gradients(shape: dict[str, in
 
 @pytest.mark.parametrize("path", ["auto", *PATHS])
 @pytest.mark.parametrize("capacity", [0.3, 0.8])
-def test_dropped_assignments_neither_act_nor_learn(capacity: float, path: Path) -> None:
+def test_dropped_assignments_neither_act_nor_learn(capacity: float, path: Layout) -> None:
     experts = make_experts(num_experts=4)
     experts.path = path
     x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
@@ -128,7 +128,7 @@ def test_dropped_assignments_neither_act_nor_learn(capacity: float, path: Path) 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_dropped_token_holds_reaches_nobody(dtype: torch.dtype, path: Path) -> None:
+def test_what_a_dropped_token_holds_reaches_nobody(dtype: torch.dtype, path: Layout) -> None:
     experts = make_experts(torch.float32, num_experts=4)
     experts.path = path
     choice = make_choice(12, 4, 1, skew=2.0, capacity=0.8)
@@ -142,7 +142,7 @@ def test_what_a_dropped_token_holds_reaches_nobody(dtype: torch.dtype, path: Pat
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_expert_choice_has_the_references_values_and_gradients(path: Path) -> None:
+def test_expert_choice_has_the_references_values_and_gradients(path: Layout) -> None:
     experts = make_experts(num_experts=4)
     experts.path = path
     x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
@@ -165,7 +165,7 @@ def test_expert_choice_has_the_references_values_and_gradients(path: Path) -> No
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_types_are_as_near_as_their_rounding(dtype: torch.dtype, path: Path) -> None:
+def test_narrow_types_are_as_near_as_their_rounding(dtype: torch.dtype, path: Layout) -> None:
     experts = make_experts(torch.float32, num_experts=4)
     experts.path = path
     x = torch.randn(24, 16).to(dtype).requires_grad_()
@@ -183,7 +183,7 @@ def test_narrow_types_are_as_near_as_their_rounding(dtype: torch.dtype, path: Pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_recomputed_in_the_backward_pass_the_gradients_are_the_same_bits(path: Path) -> None:
+def test_recomputed_in_the_backward_pass_the_gradients_are_the_same_bits(path: Layout) -> None:
     experts = make_experts(num_experts=4)
     experts.path = path
     x = torch.randn(24, 16, dtype=torch.float64, requires_grad=True)
