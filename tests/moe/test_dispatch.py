@@ -265,11 +265,14 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
 def test_a_ctrl_c_is_never_lost_between_the_threads() -> None:
     matrix = torch.randn(100, 100)
 
+    def work(_: int) -> None:
+        matrix @ matrix
+
     def work_until_interrupted(seconds: float) -> None:
         deadline = monotonic() + 60.0
         signal.setitimer(signal.ITIMER_REAL, seconds)
         while monotonic() < deadline:
-            for_each(lambda _: matrix @ matrix, range(8))
+            for_each(work, range(8))
 
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
