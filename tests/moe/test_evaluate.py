@@ -44,8 +44,9 @@ def test_score_holds_every_metric_and_each_is_explained(make_run: MakeRun) -> No
     assert "benchmarks" not in score
     assert all(score[name] is None or math.isfinite(score[name]) for name in of_evaluate)
     numbers, _ = DOCS.read_text().split("**Tables**")
-    described = re.findall(r"^\| `(\w+)` \|", numbers, flags=re.MULTILINE)
-    assert described == list(METRICS)
+    described = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (?:([↓↑]) )?\|", numbers, flags=re.MULTILINE)
+    arrows = {"lower": "↓", "higher": "↑", None: ""}
+    assert described == [(name, metric.unit, arrows[metric.better]) for name, metric in METRICS.items()]
 
     layers = score["layers"]
     assert [layer["layer"] for layer in layers] == [0, 1]
