@@ -124,15 +124,7 @@ def check(
     Raises:
         NotAdmittedError: it fails a check.
     """
-    domains = load_domains(lab)
-    if proposal.domain not in domains:
-        raise NotAdmittedError(f"there is no domain {proposal.domain!r}; known: {', '.join(domains)}")
-
-    try:
-        config = apply_treatment(base.config, proposal.treatment)
-    except ConfigError as error:
-        raise NotAdmittedError(str(error)) from None
-
+    config = _config(lab, base, proposal)
     if proposal.equal_flops and (problem := _same_flops(base.config, config)):
         raise NotAdmittedError(problem)
 
@@ -171,6 +163,22 @@ def check(
         )
 
     return treatment
+
+
+def _config(lab: Lab, base: Base, proposal: Proposal) -> Config:
+    # All that is wrong is told at once: each answer that names one mistake costs its writer another try.
+    domains = load_domains(lab)
+    foreign = proposal.domain not in domains
+    problem = f"there is no domain {proposal.domain!r}; known: {', '.join(domains)}"
+    try:
+        config = apply_treatment(base.config, proposal.treatment)
+    except ConfigError as error:
+        raise NotAdmittedError(f"{problem}; {error}" if foreign else str(error)) from None
+
+    if foreign:
+        raise NotAdmittedError(problem)
+
+    return config
 
 
 def _how_it_goes_on(twin: Neighbour) -> str:

@@ -15,7 +15,6 @@ A field belongs to one of five roles:
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -23,7 +22,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
-from moe.aliases import ALIASES
+from moe.advice import unknown_name, wrong_value
 from moe.knobs import Acts, Knob, Value
 from moe.space.backbone import BackboneKnobs
 from moe.space.experts import ExpertKnobs
@@ -202,7 +201,7 @@ def apply(base: Config, overrides: Mapping[str, Any]) -> Config:
     """
     unknown = [name for name in overrides if name not in Config.model_fields]
     if unknown:
-        raise ConfigError("; ".join(_unknown(name) for name in unknown))
+        raise ConfigError("; ".join(unknown_name(name, KNOBS) for name in unknown))
 
     values = base.model_dump() | {name: _as_declared(name, value) for name, value in overrides.items()}
     if "micro_batch_size" not in overrides:
@@ -212,7 +211,9 @@ def apply(base: Config, overrides: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = [
-            f"{detail['loc'][0]}={detail['input']!r}: {detail['msg']}" if detail["loc"] else detail["msg"]
+            wrong_value(str(detail["loc"][0]), detail["input"], detail["msg"], KNOBS)
+            if detail["loc"]
+            else detail["msg"]
             for detail in error.errors(include_url=False)
         ]
         raise ConfigError("; ".join(problem.replace("Value error, ", "") for problem in problems)) from None
@@ -275,9 +276,3 @@ def _as_declared(name: str, value: Any) -> Any:
         return int(value)
 
     return value
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name[:80].lower(), [*Config.model_fields, *ALIASES], n=1, cutoff=0.6)
-    hint = f"did you mean {ALIASES.get(near[0], near[0])!r}?" if near else f"known: {', '.join(Config.model_fields)}"
-    return f"unknown knob {name!r}; {hint}"

@@ -34,6 +34,7 @@ from server.tools.run import run
 from server.tools.status import status
 from server.tools.suggest import suggest
 from server.views import Illustrated
+from server.vocabulary import knobs_by_name
 
 CALL_SECONDS = 24.0
 """Clients cut calls at about 60 s, some sooner; no verb should come near this fence."""
@@ -137,13 +138,18 @@ def _tool(folder: Path, title: str, verb: Callable[..., BaseModel], annotations:
     own = [parameter for name, parameter in signature.parameters.items() if name not in _OURS]
     cast("Any", call).__signature__ = signature.replace(parameters=own)
     tool = StrictTool.from_function(
-        call, name=verb.__name__, title=title, description=inspect.getdoc(verb), annotations=annotations
+        call, name=verb.__name__, title=title, description=_description(verb), annotations=annotations
     )
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"  # the SDK drops unknown arguments silently otherwise
     model.model_rebuild(force=True)
     tool.parameters = model.model_json_schema(by_alias=True)
     return tool
+
+
+def _description(verb: Callable[..., BaseModel]) -> str:
+    text = inspect.getdoc(verb) or ""
+    return f"{text}\n\n{knobs_by_name()}" if verb is suggest else text
 
 
 def _with_images(answer: Illustrated) -> CallToolResult:

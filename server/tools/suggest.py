@@ -143,7 +143,7 @@ def _suggestion(
 
 
 def _briefly(refusal: Refusal) -> Refusal:
-    return refusal.model_copy(update={"title": cut(refusal.title, 120), "reason": cut(refusal.reason, 600)})
+    return refusal.model_copy(update={"title": cut(refusal.title, 120), "reason": cut(refusal.reason, 2000)})
 
 
 def _next(current: list[Any], plans: list[Plan] | None, working: StillWorking | None, refused: list[Refusal]) -> str:

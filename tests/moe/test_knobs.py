@@ -99,6 +99,21 @@ def test_what_a_knob_is_called_elsewhere_is_answered_with_ours() -> None:
             apply(BASE, {name: 1})
 
 
+def test_a_refusal_says_what_the_knob_takes_and_whose_value_a_wrong_one_is() -> None:
+    said = {
+        "gating": r"did you mean 'router_score'\? It takes softmax or sigmoid: how router logits become affinities",
+        "n_kv_heads": r"did you mean 'gqa_group_size'\? It takes 1 to 64: query heads that share one head",
+        "use_qk_norm": r"did you mean 'qk_norm'\? It takes true or false: RMSNorm",
+        "temperature": "unknown knob 'temperature'; known: d_model, ",
+    }
+    for name, text in said.items():
+        with pytest.raises(ConfigError, match=text):
+            apply(BASE, {name: 1})
+
+    with pytest.raises(ConfigError, match=r"'sigmoid' is a value of router_score$"):
+        apply(BASE, {"routing": "sigmoid"})
+
+
 def test_every_knob_is_covered() -> None:
     after_training = {name for name, knob in KNOBS.items() if knob.role == "post"}  # in test_post.py
     assert set(PERTURBED) | OWN_TEXT | ON_OTHER_HARDWARE | after_training == set(KNOBS)

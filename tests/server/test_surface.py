@@ -6,6 +6,7 @@ python tests/server/test_surface.py
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import anyio
 
+from moe.config import KNOBS
 from server.app import create_app
 
 SNAPSHOT = Path(__file__).with_name("tools.json")
@@ -47,6 +49,14 @@ def test_every_argument_is_described_and_every_text_and_number_bounded() -> None
 
                 if part.get("type") == "array":
                     assert "maxItems" in part, (tool["name"], name)
+
+
+def test_suggest_names_every_knob_that_a_treatment_may_change_and_no_client_cuts_it() -> None:
+    described = next(tool["description"] for tool in surface() if tool["name"] == "suggest")
+    for name, knob in KNOBS.items():
+        assert (re.search(rf"\b{name}\b", described) is not None) == (knob.role in ("science", "post")), name
+
+    assert all(len(tool["description"]) < 2000 for tool in surface())  # Claude Code shows the first 2 KB
 
 
 def test_the_tools_fit_into_a_conversation() -> None:
