@@ -77,5 +77,6 @@ class PostKnobs(BaseModel):
             source="GPTQ (grouping, 128), arXiv:2210.17323",
             role="post",
             search=Search(low=16, high=256, log=True),
+            needs=("quantize", "int4"),
         ),
     ] = 64

@@ -80,8 +80,9 @@ def test_a_knob_is_never_what_it_is_not() -> None:
         ({"seq_len": 32, "budget_tokens": 1024}, "budget_tokens is budget, equal on both sides"),
         ({"micro_batch_size": 4}, "micro_batch_size is machine, equal on both sides"),
         ({"decay_fraction": 0.5}, "decay_fraction acts only with schedule='wsd'; set that as well"),
+        ({"quantize": "int8", "quantize_group": 32}, "quantize_group acts only with quantize='int4'"),
     ],
-    ids=["nothing", "the same", "budget", "machine", "needs another"],
+    ids=["nothing", "the same", "budget", "machine", "needs another", "of another"],
 )
 def test_what_is_no_treatment_is_refused(treatment: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
