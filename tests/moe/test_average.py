@@ -1,13 +1,21 @@
-"""The average of the weights, against its definition."""
+"""The average of the weights, against its definition, and where it stands for the weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from moe.average import WeightAverage
 from moe.config import apply
+from moe.evaluate import evaluate
 from moe.model import MoE
 from moe.presets import PRESETS
+from moe.rundir import run_in
+from moe.train import train
+from tests.moe.conftest import MakeRun
+from tests.moe.runs import make_trainer, read_json, read_points
 
 
 def test_weights_are_averaged_as_defined_and_counts_are_copied() -> None:
@@ -33,3 +41,20 @@ def test_weights_are_averaged_as_defined_and_counts_are_copied() -> None:
 
     assert average.model.mixtures[0].balance_bias.tolist() == [-3.0, 0.0, 3.0, -3.0]
     assert not any(weights.requires_grad for weights in average.model.parameters())
+
+
+def test_the_average_is_what_is_saved_and_scored(make_run: MakeRun, data_dir: Path) -> None:
+    config = apply(PRESETS["nano"], {"budget_tokens": 512 * 6, "progress_evals": 1, "ema_decay": 0.9})
+    run = make_run(config)
+    assert [run_in(step, [str(run)]) for step in (train, evaluate)] == [0, 0]
+    trainer = make_trainer(config, data_dir)
+    points = list(trainer.run())
+    assert trainer.average is not None
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
+    for name, weights in trainer.average.model.state_dict().items():
+        assert torch.equal(saved[name], weights)
+        assert not torch.equal(saved[name], trainer.model.state_dict()[name])
+
+    written = read_points(run)[-1]["values"]["val_bpb"]
+    assert written == points[-1]["values"]["val_bpb"]
+    assert written == pytest.approx(read_json(run / "score.json")["val_bpb"], rel=1e-6)

@@ -109,6 +109,7 @@ def test_a_state_is_all_that_training_goes_on_from(data_dir: Path, changes: dict
     assert values[0] == values[1] != []
     pairs = zip(whole.scored_model.state_dict().values(), resumed.scored_model.state_dict().values(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
+    assert resumed.watch.state_dict() == whole.watch.state_dict()  # it ends a run that goes wrong at the same step
 
 
 def test_files_are_as_large_as_accounted_for(killed: Path, whole: Path) -> None:
