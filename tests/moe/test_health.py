@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from moe.config import Config, apply
-from moe.health import EXPLODED, PATIENCE, DeadRouterError, ExplodingGradientError, Watch
+from moe.health import EXPLODED, PATIENCE, DeadRouterError, ExplodingGradientError, NonFiniteError, Watch
 from moe.presets import PRESETS
 from moe.rundir import run_in
 from moe.train import train
-from tests.moe.runs import read_json
+from tests.moe.runs import make_trainer, read_json
 
 NANO = apply(PRESETS["nano"], {"budget_tokens": 512 * 60, "progress_evals": 0})
 EVEN = torch.ones(2, 4, dtype=torch.long)
@@ -80,3 +80,25 @@ def test_a_router_that_cannot_choose_ends_its_training(make_run: Callable[..., P
     assert (error["error"], error["step"]) == ("dead_router", PATIENCE)
     assert len((run / "metrics.jsonl").read_text().splitlines()) >= 10
     assert not (run / "checkpoint.pt").exists()
+
+
+def test_numbers_that_are_none_end_the_run_where_they_come_up(data_dir: Path) -> None:
+    config = apply(NANO, {"budget_tokens": 512 * 2})
+    trainer = make_trainer(config, data_dir)
+    points = trainer.run(["every step"])
+    next(points)
+    trainer.model.embedding.detach()[0] = torch.nan  # of the byte that ends documents
+    with pytest.raises(NonFiniteError, match="training loss is not finite at step 2"):
+        next(points)
+
+    trainer = make_trainer(config, data_dir)
+    trainer.model.embedding.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFiniteError, match="gradient is not finite at step 1"):
+        next(trainer.run())
+
+    trainer = make_trainer(config, data_dir)
+    points = trainer.run(["every step"])
+    assert [point["step"] for point in (next(points), next(points))] == [1, 2]
+    trainer.model.embedding.detach()[0] = torch.nan  # as the last update could have made it
+    with pytest.raises(NonFiniteError, match="weights are not finite at step 2"):
+        next(points)
