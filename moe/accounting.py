@@ -21,6 +21,12 @@ from moe.space.experts import GATED
 LOGITS_CHUNK = 2**25
 """Logits held at once, in elements: moe/loss.py computes the loss in chunks of this many (128 MiB in fp32)."""
 
+SHORT_SEQUENCE = 512
+"""Positions below which attention computes in fp32 on a CPU that trains in bf16 (`python -m benchmarks.attention`).
+
+There torch's gradient of it takes 1.2 to 6 times as long in bf16 (2.13), from here on as long or less.
+"""
+
 MUON_BATCH = 2**23
 """Elements of matrices that moe/muon.py orthogonalizes at once: a bound on memory, far above what speed needs."""
 
@@ -93,7 +99,7 @@ def activation_bytes(config: Config, precision: Precision) -> int:
     if config.activation_checkpointing:  # the input of each block; of routers what their losses need
         return tokens * 4 * (config.d_model * config.n_layers + (2 * config.num_experts + 1) * sum(config.moe_layers))
 
-    return tokens * sum(_layers_bytes(config, BYTES[precision]))
+    return tokens * sum(_layers_bytes(config, precision))
 
 
 def peak_memory_bytes(config: Config, precision: Precision) -> int:
@@ -113,7 +119,7 @@ def peak_memory_bytes(config: Config, precision: Precision) -> int:
         kept += low * parameters
 
     # While the backward pass works on a layer: the gradient of the experts' stacks, and gradients of its activations.
-    layer = tokens * max(_layers_bytes(config, low))
+    layer = tokens * max(_layers_bytes(config, precision))
     stack = 4 * config.num_experts * expert_parameters(config)
     working = 2 * layer // 5
     recomputed = layer + (low * stack // 4 if low < 4 else 0) if config.activation_checkpointing else 0
@@ -230,17 +236,20 @@ def _muon_bytes(config: Config, precision: Precision) -> int:
     return most
 
 
-def _layers_bytes(config: Config, low: int) -> list[int]:
-    return [_layer_bytes(config, low, mixture=mixture) for mixture in config.moe_layers]
+def _layers_bytes(config: Config, precision: Precision) -> list[int]:
+    return [_layer_bytes(config, precision, mixture=mixture) for mixture in config.moe_layers]
 
 
-def _layer_bytes(config: Config, low: int, *, mixture: bool) -> int:
+def _layer_bytes(config: Config, precision: Precision, *, mixture: bool) -> int:
     # For each token: what moe/layers.py, moe/fused.py and moe/dispatch.py keep of one layer for the backward pass.
-    d, k, f = config.d_model, config.top_k, config.d_expert
+    d, k, f, low = config.d_model, config.top_k, config.d_expert, BYTES[precision]
     keys = 2 * d // config.n_heads * config.kv_heads  # with the values
     gated = config.expert_kind in GATED
     # The stream before each norm; inputs and outputs of the products, before and after the rotation.
     attention = 4 * d + low * (d + (d + keys) + (d + keys // 2) + 2 * d)
+    if precision == "bf16" and config.seq_len < SHORT_SEQUENCE:  # queries, keys, values and their sums in fp32
+        attention = 4 * d + low * 2 * d + 4 * (2 * d + keys)
+
     normed = low * d if low == 4 or not mixture else (4 + low) * d  # a router reads it in fp32
     width = config.num_shared_experts * f if mixture else config.dense_width
     feed_forward = 4 * d + normed + low * (4 if gated else 2) * width

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.accounting import SHORT_SEQUENCE
 from moe.activation import activate
 from moe.config import Config
 from moe.experts import Experts
@@ -80,6 +81,8 @@ class Attention(nn.Module):
         if cache is not None:
             k_BHSW, v_BHSW = cache.extend(k_BHSW, v_BHSW)
             mask_TS = _causal_mask(q_BHTW.shape[2], k_BHSW.shape[2], x_BTD.device)
+        elif x_BTD.is_cpu and x_BTD.dtype == torch.bfloat16 and x_BTD.shape[1] < SHORT_SEQUENCE:
+            q_BHTW, k_BHSW, v_BHSW = q_BHTW.float(), k_BHSW.float(), v_BHSW.float()
 
         y_BHTW = F.scaled_dot_product_attention(
             q_BHTW,
@@ -89,7 +92,7 @@ class Attention(nn.Module):
             is_causal=mask_TS is None and q_BHTW.shape[2] == k_BHSW.shape[2],
             enable_gqa=self.kv_heads < self.n_heads,
         )
-        return F.linear(y_BHTW.transpose(1, 2).flatten(2), self.w_out.to(x_BTD.dtype))
+        return F.linear(y_BHTW.transpose(1, 2).flatten(2).to(x_BTD.dtype), self.w_out.to(x_BTD.dtype))
 
 
 class Dense(nn.Module):

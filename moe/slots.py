@@ -24,27 +24,26 @@ OTHER_PADDING = ((1 << 28, 1.25),)  # unmeasured: a loop of 18 launches of 8 us 
 
 MOST_PADDING: Mapping[tuple[str, torch.dtype], tuple[tuple[int, float], ...]] = MappingProxyType(
     {
-        ("cpu", torch.float32): ((300_000, 1.8), (1_000_000, 1.25), (5_000_000, 1.1), (10_000_000, 1.05)),
-        ("cpu", torch.bfloat16): ((1_000_000, 2.0), (5_000_000, 1.3), (10_000_000, 1.2), (40_000_000, 1.04)),
+        ("cpu", torch.float32): ((100_000, 1.5), (500_000, 1.25), (2_000_000, 1.13), (7_000_000, 1.04)),
+        ("cpu", torch.bfloat16): ((500_000, 2.0), (2_000_000, 1.5), (7_000_000, 1.19), (20_000_000, 1.14)),
     }
 )
-"""By device and type: (multiplications, padding) such that padded is faster with at most so many multiplications in one
-product of one expert, and at most so many rows for each assignment.
+"""By device and type: up to how many multiplications in one product of one expert, how many rows an assignment pay.
 
-Medians of `python -m benchmarks.moe_layer --table --threads 1` on an AMD EPYC with AVX-512 (2026-11-23); never over 2,
-for the sake of memory.
+Medians of `python -m benchmarks.moe_layer --table --threads 1` on an AMD EPYC with AVX-512 (2026-11-23), each for as
+much work as is nearest to it; never over 2, for the sake of memory.
 """
 
 MOST_PADDING_THREADS: Mapping[torch.dtype, tuple[tuple[int, float], ...]] = MappingProxyType(
     {
-        torch.float32: ((300_000, 1.7), (1_000_000, 1.4), (10_000_000, 1.1)),
-        torch.bfloat16: ((1_000_000, 1.7), (10_000_000, 1.25), (40_000_000, 1.1)),
+        torch.float32: ((100_000, 1.9), (500_000, 1.7), (2_000_000, 1.4), (20_000_000, 1.12)),
+        torch.bfloat16: ((500_000, 2.0), (2_000_000, 1.7), (20_000_000, 1.25), (50_000_000, 1.11)),
     }
 )
 """The same on a CPU with several threads (`--table --threads 2`), which share out the loop (moe/threads.py)."""
 
 ROW_MULTIPLE: Mapping[tuple[str, torch.dtype], int] = MappingProxyType({("cpu", torch.bfloat16): 8})
-"""In the loop an expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
+"""An expert's rows are a multiple of this. oneDNN compiles a product again for each new number of rows."""
 
 
 class Slots(NamedTuple):
@@ -135,7 +134,7 @@ def _arrange_sorted(
     """With as many rows as these loads need; an assignment to expert E has been dropped."""
     (n_tokens, top_k), device = experts_NK.shape, experts_NK.device
     multiple = ROW_MULTIPLE.get((device.type, dtype), 1)
-    rows = [max(loads) if path == "padded" else -(-load // multiple) * multiple for load in loads]
+    rows = [-(-(max(loads) if path == "padded" else load) // multiple) * multiple for load in loads]
     n_rows = sum(rows)
     firsts = zip(accumulate(rows, initial=0), accumulate(loads, initial=0), strict=True)
     shift_E = torch.tensor([row - place for row, place in firsts], device=device)
