@@ -1,6 +1,7 @@
 """Integrity gates: what must hold before any number of a comparison counts. A gate that fails makes it invalid.
 
-Pure functions over rows; each says what is wrong in a sentence, or None.
+Pure functions over rows; each says what is wrong in a sentence, or None. What a score does not say at all is for
+agents/unknown.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _SAME = {
 
 
 def probe_problem(probes: Sequence[Run]) -> str | None:
-    """A knob that does nothing, a model that sees later tokens and denies it, or one that does not fit.
+    """A knob that does nothing or that nobody has looked at, a model that sees later tokens and denies it, or one that
+    does not fit.
 
     Of probes with several versions of moe/ the last counts (db.queries.probe_runs).
     """
@@ -45,7 +47,18 @@ def probe_problem(probes: Sequence[Run]) -> str | None:
 
             return "the probe did not pass"
 
+        if run.status == "completed" and (unseen := changed_knobs(run) - (run.score or {}).get("acts", {}).keys()):
+            return f"whether {min(unseen)} does anything here is not known: the probe did not look"
+
     return None
+
+
+def changed_knobs(probe: Run) -> set[str]:
+    """What a probe is to look at: all that differs from the baseline."""
+    if probe.baseline is None:
+        return set()
+
+    return {name for name, value in probe.config.items() if value != probe.baseline.get(name)}
 
 
 def pair_problem(experiment: Experiment, found: Sequence[Pair], stage: Stage) -> str | None:
@@ -115,17 +128,17 @@ def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Sta
         yield f"the score of run {run.id} ({side}, seed {seed}) has no {missing[0]}"
 
     where = f"run {run.id} ({side}, seed {seed})"
-    if stage == "confirm" and score.get("split", "test") != "test":
+    if stage == "confirm" and score.get("split") not in (None, "test"):
         yield f"{where} was scored on {score['split']}, a confirmation counts on the sealed test split alone"
 
-    if score.get("code", run.code) != run.code:
+    if score.get("code") not in (None, run.code):
         yield f"{where} was scored by another moe/ than the one that it was queued for"
 
     for found in text_set_problems(experiment, score, OVERLAP):
         yield f"{where} {found}"
 
-    overlap = score.get("train_overlap") or 0.0
-    if overlap > OVERLAP:
+    overlap = score.get("train_overlap")
+    if overlap is not None and overlap > OVERLAP:
         yield f"{overlap:.0%} of the text that scores {where} is in the training text"
 
     if problem := _budget_problem(run, score):
@@ -169,5 +182,5 @@ def _unlike(one: Run, other: Run) -> Iterator[str]:
 
     before, after = one.score or {}, other.score or {}
     for name, what in _SAME.items():
-        if name in before and name in after and before[name] != after[name]:
+        if None not in (before.get(name), after.get(name)) and before[name] != after[name]:
             yield f"{what}: {before[name]} and {after[name]}"

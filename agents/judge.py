@@ -44,6 +44,7 @@ from agents.pairs import add_pairs, configs_of
 from agents.prospects import is_futile
 from agents.screening import outlook
 from agents.sides import has_ended, is_lost, is_scored, mean_of, value_of, why_lost
+from agents.unknown import unknown_problem, unknown_remark
 from agents.weighing import ALPHA, Weighed, e_values, floor_of, glance, weigh
 from agents.wording import Found, method_of, sentence_of, together
 from db.cards import experiment_kwh
@@ -91,7 +92,7 @@ def judge_experiment(lab: Lab, experiment: Experiment) -> Verdict | None:
             return None
 
         judgement = _Judgement(lab, experiment, stage, found)
-        reason = pair_problem(experiment, found, stage)
+        reason = pair_problem(experiment, found, stage) or unknown_problem(lab.store, experiment, found)
         if reason is None and hypothesis is not None:
             reason = seed_problem(hypothesis, found)
 
@@ -320,6 +321,7 @@ class _Judgement:
             pace=pace(seconds) if self.stage == "confirm" else None,
             causal=(baseline.causal, treatment.causal),
             beside=self._beside(weighed),
+            unknown=unknown_remark(store, experiment, scored),
         )
         previous = latest_verdict(store, experiment.id)
         verdict = add_verdict(

@@ -61,12 +61,13 @@ def text_set_pin(lab: Lab, name: str) -> str:
 def text_set_problems(experiment: Experiment, score: Mapping[str, Any], most_overlap: float) -> Iterator[str]:
     """What makes a score no measurement of the named set that the experiment is judged by, to follow "run 7"."""
     name = text_set_of(experiment.metric)
-    row = score.get("benchmarks", {}).get(name)
-    if name is None or row is None:
+    if name is None:
         return
 
-    if not row["sha256"].startswith(experiment.metric_text or ""):
+    row = score.get("benchmarks", {}).get(name, {})
+    text, overlap = row.get("sha256"), row.get("train_overlap")
+    if text is not None and not text.startswith(experiment.metric_text or ""):
         yield f"was scored on a text set {name!r} that had changed since the experiment was queued"
 
-    if row["train_overlap"] > most_overlap:
-        yield f"has {row['train_overlap']:.0%} of the text set {name!r} in its training text"
+    if overlap is not None and overlap > most_overlap:
+        yield f"has {overlap:.0%} of the text set {name!r} in its training text"

@@ -30,6 +30,7 @@ class Found:
 
     deviation, guard_deviation: of one pair's difference, of the metric and of the guard; None where it is not known.
     pace: how many times as long the treatment trains, where that is clear.
+    unknown: which gates had nothing to look at.
     """
 
     word: Word
@@ -50,6 +51,7 @@ class Found:
     pace: Pace | None
     causal: tuple[bool, bool]
     beside: str | None = None
+    unknown: str | None = None
 
 
 def screened(stage: Stage, share: float = 1.0) -> str:
@@ -117,6 +119,9 @@ def sentence_of(experiment: Experiment, found: Found) -> str:
 
     if found.disturbed:
         text += f"; the card was disturbed during {found.disturbed} of the runs, which costs time and not quality"
+
+    if found.unknown:
+        text += f"; {found.unknown}"
 
     if found.reason:
         text += f"; {found.reason}"

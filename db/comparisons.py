@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from db.records import Experiment, Run, Stage
+from db.records import Experiment, Run, RunKind, Stage
 from db.store import Store, to_column
 
 CLASS_FIELDS = (
@@ -130,6 +130,18 @@ def origins(store: Store, experiment_id: int, stage: Stage | None = None) -> lis
     return [Origin(**row) for row in rows]
 
 
+def is_ever_scored(store: Store, code: str, kind: RunKind, keys: Sequence[str]) -> bool:
+    """Whether any score of that kind which a version of moe/ has made says what stands under these keys."""
+    found = store.value(
+        """
+        SELECT EXISTS (SELECT 1 FROM runs WHERE code = ? AND kind = ? AND status = 'completed'
+                         AND json_extract(score, ?) IS NOT NULL)
+        """,
+        (code, kind, "$" + "".join(f'."{key}"' for key in keys)),
+    )
+    return bool(found)
+
+
 def scored_pairs(
     store: Store, experiment: Experiment, metric: str, *, same_checkpoint: bool, share: float = 1.0
 ) -> list[ScoredPair]:
@@ -167,7 +179,7 @@ def scored_pairs(
         ORDER BY mine.experiment_id, treated.purpose DESC, treated.seed
         """,
         {
-            "path": f"$.{metric}",
+            "path": f'$."{metric}"',
             "baseline": to_column(experiment.baseline),
             "class": experiment.hardware_class,
             "id": experiment.id,

@@ -154,9 +154,10 @@ def _has_passed(score: dict[str, Any]) -> bool:
 
     One that says of itself that it looks at later tokens may train; its verdict is labelled (agents/judge.py).
     """
-    acts = score.get("acts") or {}
+    acts = score.get("acts")
     return (
-        all(isinstance(seen, dict) and seen.get("acts") is True for seen in acts.values())
+        isinstance(acts, dict)
+        and all(isinstance(seen, dict) and seen.get("acts") is True for seen in acts.values())
         and (score.get("causal") is True or score.get("declared_causal") is False)
         and score.get("fits") is True
     )

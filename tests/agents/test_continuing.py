@@ -55,6 +55,7 @@ def made_with_an_older_moe(lab: Lab, experiment: Experiment, *seeds: int) -> Non
         for run in (pair.baseline, pair.treatment):
             if run is not None and (not seeds or pair.seed in seeds):
                 lab.store.execute("UPDATE runs SET code = 'older', fingerprint = id WHERE id = ?", (run.id,))
+                lab.store.execute("UPDATE runs SET score = json_set(score, '$.code', code) WHERE id = ?", (run.id,))
 
 
 def test_what_was_cancelled_goes_on_with_all_its_seeds_and_cannot_be_asked_afresh(lab: Lab, runner: Runner) -> None:

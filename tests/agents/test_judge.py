@@ -16,7 +16,7 @@ from db.comparisons import pairs
 from db.experiments import get_experiment
 from db.hypotheses import list_hypotheses
 from db.lab import Lab
-from db.records import OUT_OF_TIME, Experiment, Runner
+from db.records import OUT_OF_TIME, Experiment, Runner, Verdict
 from db.store import to_column
 from moe.accounting import account
 from moe.config import Config, apply
@@ -25,17 +25,10 @@ from tests.agents.test_research import Scorer, approved, lr_matters, luck, settl
 
 
 def scored(**changes: Any) -> Scorer:
-    """A world in which lr 0.02 helps, with scores that say all that a real one does; `changes` are the treatment's."""
+    """A world in which lr 0.02 helps; `changes` are those of what the treatment's scores say beside that."""
 
     def score(config: Config, seed: int) -> dict[str, Any]:
-        value = lr_matters(config, seed)
-        facts = {
-            "evaluator": 2,
-            "corpus_sha256": "abc",
-            "train_overlap": 0.0,
-            "train_tokens": config.steps * config.batch_size * config.seq_len if config.steps else 0,
-        }
-        return {"val_bpb": value, **facts, **(changes if config.lr == 0.02 else {})}
+        return {"val_bpb": lr_matters(config, seed), **(changes if config.lr == 0.02 else {})}
 
     return score
 
@@ -68,6 +61,53 @@ def test_a_fair_comparison_passes_all_gates(lab: Lab, runner: Runner) -> None:
     experiment = approved(lab, {"lr": 0.02})
     enqueue(lab, [experiment.id])
     assert settled(lab, runner, experiment, scored()).said == "improved"
+
+
+@pytest.mark.parametrize("fact", ["evaluator", "code", "corpus_sha256", "split", "train_overlap", "train_tokens"])
+def test_a_gate_that_has_nothing_to_look_at_is_not_passed(lab: Lab, runner: Runner, fact: str) -> None:
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    verdict = settled(lab, runner, experiment, scored(**{fact: None}))
+    treated = pairs(lab.store, experiment.id)[0].treatment
+    assert treated is not None
+    said = (
+        f"{fact} of run {treated.id} (treatment, seed 1) is not known: its score does not say it, so that gate is not"
+    )
+    assert (verdict.said, verdict.reason) == ("invalid", f"{said} passed")
+
+
+@pytest.mark.parametrize("fact", ["train_seconds", "steps"])
+def test_a_budget_in_seconds_is_known_to_have_been_kept_or_nothing_counts(lab: Lab, runner: Runner, fact: str) -> None:
+    base = apply(PRESETS["nano"], {"budget_tokens": None, "budget_seconds": 60.0})
+    experiment = approved(lab, {"lr": 0.02}, baseline=base.model_dump())
+    enqueue(lab, [experiment.id])
+    verdict = settled(lab, runner, experiment, scored(**{fact: None, "train_tokens": None}))
+    assert (verdict.reason or "").startswith(f"{fact} of run ")
+
+
+def older_version(lab: Lab, runner: Runner, *, but_one: bool) -> Verdict:
+    """The verdict of a screening by a moe/ of which no score, or one score alone, says train_overlap."""
+    experiment = approved(lab, {"lr": 0.02})
+    enqueue(lab, [experiment.id])
+    work_off(lab, runner, scored())
+    lab.store.execute("UPDATE runs SET code = 'older', score = json_set(score, '$.code', 'older')")
+    lab.store.execute("UPDATE runs SET score = json_remove(score, '$.train_overlap') WHERE id > ?", (2 * but_one,))
+    mind.work(lab)
+    return verdict_of(lab, experiment)
+
+
+def test_what_a_version_never_measured_is_said_to_be_unknown(lab: Lab, runner: Runner) -> None:
+    verdict = older_version(lab, runner, but_one=False)
+    assert verdict.said == "promising"
+    assert (
+        "; train_overlap of 4 of the runs is not known, as version older of moe/ never measured it;" in verdict.sentence
+    )
+
+
+def test_what_a_version_did_measure_is_missed(lab: Lab, runner: Runner) -> None:
+    verdict = older_version(lab, runner, but_one=True)
+    assert verdict.said == "invalid"
+    assert "is not known: its score does not say it" in verdict.sentence
 
 
 def test_a_seed_that_somebody_dropped_is_missed(lab: Lab, runner: Runner) -> None:
@@ -105,6 +145,7 @@ def test_the_sides_of_a_screening_pair_are_made_alike_too(lab: Lab, runner: Runn
     run = pairs(lab.store, experiment.id)[0].baseline
     assert run is not None
     lab.store.execute(f"UPDATE runs SET {column} = 'other' WHERE id = ?", (run.id,))
+    lab.store.execute("UPDATE runs SET score = json_set(score, '$.code', code) WHERE id = ?", (run.id,))
     mind.work(lab)
     assert (verdict_of(lab, experiment).reason or "").startswith(reason)
 

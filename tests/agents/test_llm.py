@@ -273,12 +273,9 @@ def test_blanks_that_keep_the_connection_open_do_not_extend_the_time(
     configured: Callable[[str], Lab], model: ScriptedModel
 ) -> None:
     lab = configured("[llm]\nattempts = 1\ntimeout_seconds = 0.3\n")
-    model.says(GOOD, blanks=100)
-    started = time.monotonic()
+    model.says(GOOD, blanks=100_000)  # longer than a test may take
     with pytest.raises(LLMError, match="no answer within"):
         paint(lab)
-
-    assert time.monotonic() - started < 2
 
 
 def test_a_server_that_is_not_there_costs_nothing(

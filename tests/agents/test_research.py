@@ -11,6 +11,7 @@ import pytest
 from agents import mind
 from agents.answers import answer
 from agents.coordinator import start_cycle
+from agents.gates import changed_knobs
 from agents.planner import enqueue
 from db.clock import now
 from db.comparisons import pairs
@@ -27,13 +28,13 @@ from db.hypotheses import list_hypotheses
 from db.lab import Lab
 from db.queries import runs_of_experiment
 from db.queue import Claim, Outcome, claim_run, finish_attempt
-from db.records import Experiment, Runner, Verdict
+from db.records import Experiment, Run, Runner, Verdict
 from db.tasks import get_cycle
 from moe.config import Config
 from moe.presets import PRESETS
 
-Scorer = Callable[[Config, int], float | dict[str, float] | None]
-"""val_bpb of a config and seed, or a whole score; None for a run that diverges."""
+Scorer = Callable[[Config, int], float | dict[str, Any] | None]
+"""val_bpb of a config and seed, or more of its score; None for a run that diverges."""
 
 
 def approved(lab: Lab, treatment: Mapping[str, Any], **columns: Any) -> Experiment:
@@ -64,19 +65,43 @@ def work_off(
     while len(done) != most and (claim := claim_run(lab.store, runner, now(), lease_seconds=30.0)):
         done.append(claim)
         if claim.run.kind == "probe":
-            outcome = Outcome(status="completed", score=probe or {"passed": True, "acts": {}, "causal": True})
+            outcome = Outcome(status="completed", score=probed(claim.run) | (probe or {}))
         else:
             value = scorer(Config.model_validate(claim.run.config), claim.run.seed)
-            if isinstance(value, dict):
-                outcome = Outcome(status="completed", score=value)
-            elif value is None:
+            if value is None:
                 outcome = Outcome(status="pruned", error="train_loss is not finite at step 3")
             else:
-                outcome = Outcome(status="completed", score={"val_bpb": value, "flops": 1e9, "train_seconds": 1.0})
+                said = value if isinstance(value, dict) else {"val_bpb": value}
+                outcome = Outcome(status="completed", score=facts_of(claim.run) | said)
 
         finish_attempt(lab.store, claim.attempt, outcome, max_failures=2)
 
     return done
+
+
+def probed(run: Run) -> dict[str, Any]:
+    """What a probe says that has found nothing wrong."""
+    acts = {name: {"acts": True, "detail": "it was seen"} for name in changed_knobs(run)}
+    return {"passed": True, "acts": acts, "causal": True}
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What every score says beside its metrics; of a training that took a second or its budget."""
+    config = Config.model_validate(run.config)
+    facts: dict[str, Any] = {
+        "evaluator": 2,
+        "code": run.code,
+        "corpus_sha256": "abc",
+        "split": "test" if run.purpose == "confirm" else "val",
+        "train_overlap": 0.0,
+    }
+    if run.kind == "train":
+        facts["flops"] = 1e9
+        facts["steps"] = config.steps or 100
+        facts["train_tokens"] = facts["steps"] * config.batch_size * config.seq_len
+        facts["train_seconds"] = config.budget_seconds or 1.0
+
+    return facts
 
 
 def luck(seed: int, *of: object) -> float:
@@ -108,7 +133,7 @@ def verdict_of(lab: Lab, experiment: Experiment) -> Verdict:
 def settled(lab: Lab, runner: Runner, experiment: Experiment, scorer: Scorer, **probe: Any) -> Verdict:
     """The verdict after all that the judge asked for was done."""
     while get_experiment(lab.store, experiment.id).status in ("queued", "running"):
-        work_off(lab, runner, scorer, probe={"passed": True, "acts": {}, "causal": True} | probe)
+        work_off(lab, runner, scorer, probe=probe)
         mind.work(lab)
 
     return verdict_of(lab, experiment)
@@ -247,6 +272,14 @@ def test_a_model_that_sees_the_future_is_invalid(lab: Lab, runner: Runner) -> No
     assert verdict.reason == "the model sees future tokens: a logit moved by 0.1"
 
 
+def test_a_knob_that_the_probe_did_not_look_at_is_not_taken_to_act(lab: Lab, runner: Runner) -> None:
+    experiment = approved(lab, {"lr": 1e-3})
+    enqueue(lab, [experiment.id])
+    verdict = settled(lab, runner, experiment, lr_matters, acts={})
+    assert verdict.said == "invalid"
+    assert verdict.reason == "whether lr does anything here is not known: the probe did not look"
+
+
 def test_a_treatment_that_diverges_is_not_promising(lab: Lab, runner: Runner) -> None:
     experiment = approved(lab, {"lr": 1.0})
     enqueue(lab, [experiment.id])
@@ -260,7 +293,7 @@ def test_a_run_that_failed_makes_the_experiment_failed_and_it_can_be_queued_agai
     enqueue(lab, [experiment.id])
     while claim := claim_run(lab.store, runner, now(), lease_seconds=30.0):
         if claim.run.kind == "probe":
-            outcome = Outcome(status="completed", score={"passed": True})
+            outcome = Outcome(status="completed", score=probed(claim.run))
         else:
             outcome = Outcome(status="failed", error="RuntimeError: boom", log_tail="boom")
 

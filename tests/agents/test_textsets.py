@@ -39,7 +39,7 @@ def code(lab: Lab) -> Path:
     return path
 
 
-def scored(lab: Lab, *, overlap: float = 0.0, text: str | None = None) -> Scorer:
+def scored(lab: Lab, *, overlap: float | None = 0.0, text: str | None = None) -> Scorer:
     """A world in which a high learning rate helps with code and with nothing else."""
     sha256 = text or hash_set(lab.data_folder / BENCHMARKS, "code")
 
@@ -107,6 +107,12 @@ def test_a_set_that_was_changed_or_is_trained_on_settles_nothing(lab: Lab, runne
     verdict = judged(lab, runner, known, scored(lab, overlap=0.5))
     assert verdict.verdict == "invalid"
     assert "has 50% of the text set 'code' in its training text" in verdict.sentence
+
+    baseline = PRESETS["nano"].model_dump() | {"weight_decay": 0.05}
+    unsaid = approved(lab, {"lr": 0.02}, **JUDGED, baseline=baseline)
+    verdict = judged(lab, runner, unsaid, scored(lab, overlap=None))
+    assert verdict.verdict == "invalid"
+    assert "benchmarks.code.train_overlap of run " in verdict.sentence
 
     code.write_text("def triple(x):\n    return 3 * x\n")
     with pytest.raises(RefusedError, match="the text set 'code' has changed since experiment 1 was queued"):

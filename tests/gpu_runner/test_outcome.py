@@ -68,6 +68,7 @@ def test_unusable_score_is_a_fault(tmp_path: Path, score: str, error: str) -> No
     [
         ({}, True),
         ({"acts": {}}, True),
+        ({"acts": None}, False),
         ({"acts": {"lr": {"acts": True}, "top_k": {"acts": False}}}, False),
         ({"acts": {"lr": "yes"}}, False),
         ({"causal": False}, False),
