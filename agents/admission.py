@@ -22,7 +22,7 @@ from moe.post.stages import needs_post
 from moe.texts import BENCHMARKS
 
 METRIC = "val_bpb"
-"""The primary metric of most experiments, and the guard of all others; lower is better."""
+"""The primary metric of most experiments, what the catalog is about, and the guard of all others; lower is better."""
 
 GUARD_MARGIN = 0.02
 """Bits per byte of val_bpb that a gain in another metric may cost."""
@@ -90,8 +90,17 @@ def admit(
 
 
 def usual_metric(knobs: Iterable[str]) -> str:
-    """What a treatment of these knobs is judged by unless something else is asked for."""
+    """What the literature on these knobs, and so the catalog, speaks of."""
     return POST_METRIC if any(KNOBS[name].role == "post" for name in knobs) else METRIC
+
+
+def metric_of_lab(lab: Lab) -> Metric:
+    """What new ideas are judged by that name no metric, and leave trained weights as they are.
+
+    Raises:
+        NotAdmittedError: as metric_of().
+    """
+    return _known_metric(lab, lab.settings.metric)
 
 
 def metric_of(lab: Lab, proposal: Proposal) -> Metric:
@@ -100,7 +109,11 @@ def metric_of(lab: Lab, proposal: Proposal) -> Metric:
     Raises:
         NotAdmittedError: there is no such metric or text set, or none that has a better side and is measured on both.
     """
-    name = proposal.metric or usual_metric(proposal.treatment)
+    usual = usual_metric(proposal.treatment)
+    return _known_metric(lab, proposal.metric or (lab.settings.metric if usual == METRIC else usual))
+
+
+def _known_metric(lab: Lab, name: str) -> Metric:
     usable = metrics_to_judge_by(lab)
     metric = next((metric for metric in usable if metric.name == name), None)
     if metric is None:

@@ -8,7 +8,7 @@ combination is confirmed: interactions are tested, not assumed, so the combinati
 
 from __future__ import annotations
 
-from agents.admission import NotAdmittedError, admit
+from agents.admission import METRIC, NotAdmittedError, admit
 from agents.lineage import best_from, is_config, path_of
 from agents.pairs import configs_of
 from agents.preflight import Base
@@ -77,6 +77,7 @@ def _combine(lab: Lab, champion: Champion, experiment: Experiment) -> Experiment
             f"(experiment {first.id}). Interactions are tested, not assumed.",
             domain=experiment.domain,
             treatment={name: value for name, value in experiment.treatment.items() if value is not None},
+            metric=METRIC,
             source=f"the lab's own lineage: experiments {first.id} and {experiment.id}",
         )
         made = admit(lab, Base(preset=champion.preset, config=config), proposal, proposer="optimizer")

@@ -1,8 +1,8 @@
 """The classical proposer: TPE over the lab's own verdicts, used as a library; no study is stored.
 
-It learns which knob is worth moving and whereto, from as many rows as there are, and says on how many; those of
-screenings on a part of the budget count like others, since a proposal claims nothing. The same rows give the same
-proposals.
+It proposes by the metric that blueberry.toml names. From the verdicts by that metric, as many as there are, it learns
+which knob is worth moving and whereto, and says on how many; those of screenings on a part of the budget count like
+others, since a proposal claims nothing. The same rows give the same proposals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from agents.admission import METRIC, NotAdmittedError, check
+from agents.admission import NotAdmittedError, check, metric_of_lab
 from agents.domains import Domain
 from agents.preflight import Base
 from agents.proposals import Proposal
@@ -19,6 +19,7 @@ from db.experiments import final_verdicts, list_experiments
 from db.lab import Lab
 from db.records import Value
 from moe.config import KNOBS
+from moe.metrics import Metric
 
 _ROWS_MOST = 500
 _DRAWS_PER_IDEA = 40
@@ -32,8 +33,12 @@ def propose(
     Args:
         domains: whose knobs may be moved.
         taken: treatments that are about to be suggested.
+
+    Raises:
+        NotAdmittedError: the lab's metric is none to judge by.
     """
-    # What is done to trained weights is not judged by val_bpb, which is all that the optimizer looks at.
+    metric = metric_of_lab(lab)
+    # What is done to trained weights has a metric of its own.
     knobs = {name for domain in domains.values() for name in domain.knobs}
     names = sorted(name for name in knobs if KNOBS[name].search and KNOBS[name].role == "science")
     if count < 1 or not names:
@@ -41,13 +46,13 @@ def propose(
 
     from agents import tpe  # optuna takes half a second: at first use, and only here
 
-    rows = [tpe.Row(*pair) for pair in _effects(lab, base) if pair[0].keys() <= set(names)]
-    basis = f"TPE over {len(rows)} verdict{'' if len(rows) == 1 else 's'} on this baseline"
+    rows = [tpe.Row(*pair) for pair in _effects(lab, base, metric) if pair[0].keys() <= set(names)]
+    basis = f"TPE over {len(rows)} verdict{'' if len(rows) == 1 else 's'} by {metric.name} on this baseline"
     basis += f": a random draw, fewer than {tpe.RANDOM_BELOW}" if len(rows) < tpe.RANDOM_BELOW else ": its best guess"
     found: list[Proposal] = []
     chosen = [dict(item) for item in taken]
     for treatment in islice(tpe.draws(names, base.config, rows, seed=_seed(lab)), _DRAWS_PER_IDEA * count):
-        proposal = _proposal(base, domains, treatment, basis)
+        proposal = _proposal(base, domains, treatment, metric, basis)
         if proposal and not any(_is_same(treatment, other) for other in chosen) and _passes(lab, base, proposal):
             chosen.append(treatment)
             found.append(proposal)
@@ -58,13 +63,15 @@ def propose(
     return found
 
 
-def _effects(lab: Lab, base: Base) -> list[tuple[dict[str, Value], float]]:
+def _effects(lab: Lab, base: Base, metric: Metric) -> list[tuple[dict[str, Value], float]]:
+    """Treatments, and what they did to the metric; less is better."""
+    sign = -1.0 if metric.better == "higher" else 1.0
     return [
-        (experiment.treatment, verdict.effect)
+        (experiment.treatment, sign * verdict.effect)
         for experiment, verdict in reversed(final_verdicts(lab.store, limit=_ROWS_MOST))
         if verdict.effect is not None
         and verdict.verdict != "invalid"
-        and verdict.metric == METRIC
+        and verdict.metric == metric.name
         and not experiment.equal_flops
         and len(experiment.treatment) <= 2
         and is_same_baseline(base.config, experiment.baseline)
@@ -89,7 +96,9 @@ def _passes(lab: Lab, base: Base, proposal: Proposal) -> bool:
     return True
 
 
-def _proposal(base: Base, domains: Mapping[str, Domain], treatment: dict[str, Value], basis: str) -> Proposal | None:
+def _proposal(
+    base: Base, domains: Mapping[str, Domain], treatment: dict[str, Value], metric: Metric, basis: str
+) -> Proposal | None:
     values = {name: value for name, value in treatment.items() if value is not None}
     if any(getattr(base.config, name) == value for name, value in values.items()):
         return None
@@ -102,10 +111,10 @@ def _proposal(base: Base, domains: Mapping[str, Domain], treatment: dict[str, Va
     home = next((domain.name for domain in domains.values() if values.keys() <= set(domain.knobs)), next(iter(domains)))
     return Proposal(
         title=f"Optimizer: {moves}"[:200],
-        hypothesis=f"The optimizer ({basis}) expects {METRIC} to improve with {moves}.",
+        hypothesis=f"The optimizer ({basis}) expects {metric.name} to improve with {moves}.",
         method=f"Changed: {moves}; everything else as in the baseline.",
         domain=home,
         treatment=values,
-        metric=METRIC,
+        metric=metric.name,
         source="Optuna TPE over the lab's own verdicts",
     )

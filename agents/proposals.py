@@ -43,7 +43,7 @@ class Proposal(BaseModel):
         str | None,
         Field(
             max_length=60,
-            description="what to judge by; null: val_bpb, or weight_bytes where the treatment changes trained weights. "
+            description="what to judge by; null: the lab's (val_bpb), or weight_bytes if trained weights are changed. "
             "Others: prefill_tokens_per_second, decode_tokens_per_second, accuracy, calibration_error, bpb_late, and "
             "benchmark_NAME for each text set in data/benchmarks. "
             "val_bpb guards all of them",

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.admission import METRIC, NotAdmittedError, admit, check
+from agents.admission import METRIC, NotAdmittedError, admit, check, metric_of_lab, usual_metric
 from agents.briefing import baseline_line, domain_line, insight_lines, knob_table, limits_line, tried_lines
 from agents.domains import Domain, Intervention, get_domain, in_order, load_domains
 from agents.llm import ask, has_model
@@ -60,7 +60,7 @@ def suggest(
         proposals: the assistant's own ideas, in place of generated ones.
 
     Raises:
-        RefusedError: an unknown domain, or too many asked for.
+        RefusedError: an unknown domain or metric, or too many asked for.
         LLMError: the model gave no usable answer; nothing is invented in its place.
     """
     if domain is not None:
@@ -71,6 +71,7 @@ def suggest(
         raise RefusedError(f"count={count} is outside 1 to {most} (max_experiments_per_suggestion)")
 
     base = base_of(lab)
+    metric_of_lab(lab)
     if proposals:
         ideas = [_Idea("assistant", proposal) for proposal in proposals]
     elif proposer == "llm" or (proposer == "auto" and has_model(lab)):
@@ -95,6 +96,7 @@ def brief(lab: Lab, domain: str | None, focus_area: str | None) -> str:
 
 def _brief(lab: Lab, base: Base, domain: str | None, focus_area: str | None, form: str, schema: type[BaseModel]) -> str:
     domains = [get_domain(lab, domain)] if domain else list(load_domains(lab).values())
+    metric = metric_of_lab(lab)
     return render(
         "suggest",
         {
@@ -102,7 +104,7 @@ def _brief(lab: Lab, base: Base, domain: str | None, focus_area: str | None, for
             "insights": insight_lines(lab),
             "tried": tried_lines(lab, domain),
         },
-        metric=f"{METRIC} (bits per byte on held-out text; lower is better)",
+        metric=f"{metric.name} ({metric.meaning}, in {metric.unit}; {metric.better} is better)",
         focus=f"Focus on: {focus_area[:200]}" if focus_area else "Any focus area of the domain.",
         preset=base.preset,
         baseline=baseline_line(base),
@@ -128,7 +130,8 @@ def _without_model(
     lab: Lab, base: Base, count: int, domain: str | None, focus_area: str | None, proposer: str
 ) -> list[_Idea]:
     domains = {domain: get_domain(lab, domain)} if domain else load_domains(lab)
-    optimized = {"catalog": 0, "optimizer": count}.get(proposer, round(count / _CATALOG_SHARE))
+    share = round(count / _CATALOG_SHARE) if lab.settings.metric == METRIC else count
+    optimized = {"catalog": 0, "optimizer": count}.get(proposer, share)
     ideas = _from_catalog(lab, base, domains, focus_area, count - optimized)
     if proposer != "catalog":
         taken = [idea.proposal.treatment for idea in ideas]
@@ -145,6 +148,9 @@ def _from_catalog(lab: Lab, base: Base, domains: dict[str, Domain], focus_area: 
             break
 
         proposal = item.propose(domain.name, base.config) if _is_about(item, focus_area) else None
+        if proposal is not None:
+            proposal = proposal.model_copy(update={"metric": usual_metric(proposal.treatment)})
+
         if proposal is not None and _is_new(lab, base, proposal):
             ideas.append(_Idea("catalog", proposal))
 

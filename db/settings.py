@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     baseline: dict[str, bool | int | float | str] = {}
     """Fields of moe.config changed in every baseline of this lab, such as budget_tokens; budget_seconds in its place
     gives both sides of a comparison equal time."""
+    metric: Annotated[str, Field(min_length=1, max_length=60)] = "val_bpb"
+    """What new ideas are judged by unless they name another, such as benchmark_NAME of a text set. The catalog is about
+    val_bpb: with another metric the optimizer or the model has the ideas."""
     min_seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """Fewest pairs of runs that screen an experiment. With 1 there is a second one where the noise is not known well
     yet, or the first leaves the question open (agents/screening.py)."""

@@ -6,15 +6,19 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from agents.admission import NotAdmittedError
 from agents.domains import get_domain, load_domains
 from agents.optimizer import propose
 from agents.preflight import base_of
 from agents.proposals import Proposal
-from agents.suggester import suggest
+from agents.suggester import brief, suggest
 from agents.treatments import changes_of
 from db.experiments import get_experiment
 from db.lab import Lab
 from moe.config import KNOBS, apply_treatment
+from moe.texts import BENCHMARKS
 
 
 def ask_for(lab: Lab, count: int, *names: str) -> list[Proposal]:
@@ -22,12 +26,11 @@ def ask_for(lab: Lab, count: int, *names: str) -> list[Proposal]:
     return propose(lab, base_of(lab), domains, count)
 
 
-def tried(lab: Lab, conclude: Callable[..., None], treatment: dict[str, Any], effect: float) -> None:
-    made = suggest(
-        lab,
-        count=1,
-        proposals=[Proposal(title="past", hypothesis="It was tried.", domain="optimization", treatment=treatment)],
-    )
+def tried(
+    lab: Lab, conclude: Callable[..., None], treatment: dict[str, Any], effect: float, *, metric: str | None = None
+) -> None:
+    past = Proposal(title="past", hypothesis="It was tried.", domain="optimization", treatment=treatment, metric=metric)
+    made = suggest(lab, count=1, proposals=[past])
     assert made.refused == []
     conclude(lab, made.experiments[0].id, "improved" if effect < 0 else "worse", effect)
 
@@ -85,7 +88,40 @@ def test_it_learns_which_knob_is_worth_moving_and_whereto(lab: Lab, conclude: Ca
     moved = Counter(name for proposal in found for name in proposal.treatment)
     assert moved.most_common(1)[0][0] == "lr"
     assert float(found[0].treatment["lr"]) > 0.009
-    assert "TPE over 15 verdicts on this baseline: its best guess" in found[0].hypothesis
+    assert "TPE over 15 verdicts by val_bpb on this baseline: its best guess" in found[0].hypothesis
+
+
+def test_it_learns_from_verdicts_by_the_labs_metric_alone_in_its_direction(
+    configured: Callable[[str], Lab], conclude: Callable[..., None]
+) -> None:
+    lab = configured('metric = "accuracy"\n')
+    for step in range(5):
+        tried(lab, conclude, {"beta1": 0.8 + step * 0.015}, -0.1 - step / 100)
+        tried(lab, conclude, {"lr": 0.009 * 1.33**step}, 0.5 + step / 100)
+        tried(lab, conclude, {"warmup_fraction": 0.14 + step * 0.03}, -1.0, metric="val_bpb")
+
+    found = ask_for(lab, 10, "optimization")
+    assert {proposal.metric for proposal in found} == {"accuracy"}
+    assert Counter(name for proposal in found for name in proposal.treatment).most_common(1)[0][0] == "lr"
+    assert "(TPE over 10 verdicts by accuracy on this baseline: its best guess) expects accuracy" in found[0].hypothesis
+
+
+def test_a_labs_metric_may_be_a_text_set_and_is_then_that_of_all_new_ideas(configured: Callable[[str], Lab]) -> None:
+    lab = configured('metric = "benchmark_code"\n')
+    with pytest.raises(NotAdmittedError, match="'benchmark_code' is no metric to judge by; known: val_bpb"):
+        suggest(lab, count=1)
+
+    (lab.data_folder / BENCHMARKS).mkdir(parents=True)
+    (lab.data_folder / BENCHMARKS / "code.txt").write_text("x = 1\n")
+    made = suggest(lab, count=3)
+    assert [(item.proposer, item.metric, item.guard_metric) for item in made.experiments] == [
+        ("optimizer", "benchmark_code", "val_bpb")
+    ] * 3
+    own = Proposal(title="mine", hypothesis="It may help with code.", domain="optimization", treatment={"lr": 0.02})
+    assert suggest(lab, count=1, proposals=[own]).experiments[0].metric == "benchmark_code"
+    assert "on benchmark_code (val_bpb of the whole text set code, on which nothing trains" in brief(lab, None, None)
+    # The catalog speaks of val_bpb, and is asked for by name.
+    assert suggest(lab, count=1, proposer="catalog").experiments[0].metric == "val_bpb"
 
 
 def test_rows_that_no_distribution_holds_do_no_harm(lab: Lab, conclude: Callable[..., None]) -> None:
@@ -110,7 +146,7 @@ def test_verdicts_on_another_baseline_do_not_count(
     lab: Lab, conclude: Callable[..., None], configured: Callable[[str], Lab]
 ) -> None:
     tried(lab, conclude, {"lr": 0.012}, -0.1)
-    assert "TPE over 1 verdict on" in ask_for(lab, 1)[0].hypothesis
+    assert "TPE over 1 verdict by val_bpb on" in ask_for(lab, 1)[0].hypothesis
     assert "TPE over 0 verdicts" in ask_for(configured('preset = "nano"\n'), 1)[0].hypothesis
 
 

@@ -65,7 +65,7 @@ def work_off(
     while len(done) != most and (claim := claim_run(lab.store, runner, now(), lease_seconds=30.0)):
         done.append(claim)
         if claim.run.kind == "probe":
-            outcome = Outcome(status="completed", score=probed(claim.run) | (probe or {}))
+            outcome = Outcome(status="completed", score={**probed(claim.run), **(probe or {})})
         else:
             value = scorer(Config.model_validate(claim.run.config), claim.run.seed)
             if value is None:
