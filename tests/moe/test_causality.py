@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe.causality import LEAK, audit, future_leak, neighbour_leak
+from moe.causality import LEAK, Audit, audit, future_leak, neighbour_leak
 from moe.config import apply
 from moe.model import MoE
 from moe.observe import build
@@ -83,3 +83,9 @@ def test_a_model_that_looks_at_its_neighbours_is_caught() -> None:
 def _leaking(model: MoE, tokens: Tensor, leak: Callable[[Tensor], Tensor]) -> Tensor:
     logits = model.logits(tokens)
     return logits + leak(logits)
+
+
+@pytest.mark.parametrize("moved", [(1e-6, 0.0, 0.0), (0.0, 1e-6, 0.0), (0.0, 0.0, 1e-6), (0.0, torch.inf, 0.0)])
+def test_each_of_the_three_questions_can_be_failed_alone(moved: tuple[float, float, float]) -> None:
+    assert not Audit(*moved).causal
+    assert Audit(1e-12, 1e-12, 1e-12).causal

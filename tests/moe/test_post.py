@@ -211,3 +211,8 @@ def score_of(make_run: MakeRun, config: Config, name: str, trained: Path) -> dic
     directory = make_run(config, name=name, kind="post", checkpoint=str(trained))
     post(directory)
     return read_json(directory / "score.json")
+
+
+def test_the_largest_weight_has_the_largest_code() -> None:
+    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    assert quantize(weight, 8, None, torch.float32).codes.abs().flatten(1).amax(dim=1).tolist() == [127] * 3
