@@ -92,7 +92,7 @@ def test_numbers_that_are_none_end_the_run_where_they_come_up(data_dir: Path) ->
         next(points)
 
     trainer = make_trainer(config, data_dir)
-    trainer.model.embedding.register_hook(lambda gradient: gradient * torch.inf)
+    trainer.model.embedding.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
     with pytest.raises(NonFiniteError, match="gradient is not finite at step 1"):
         next(trainer.run())
 
