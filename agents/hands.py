@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from db.clock import now
 from db.errors import RefusedError
@@ -103,10 +104,13 @@ def alive_runners(lab: Lab) -> list[Runner]:
     return [runner for runner in list_runners(lab.store) if runner.status == "running" and is_alive(lab, runner)]
 
 
-def start_runner(lab: Lab, *, wait_seconds: float = 8.0) -> Runner:
+def start_runner(lab: Lab, *, wait_seconds: float = 8.0, owner: Path | None = None) -> Runner:
     """The living daemon, started in a session of its own when there is none, so that it outlives every client.
 
     A lab that was paused stays so; one that was being drained may claim again.
+
+    Args:
+        owner: a lock file; a daemon that is started stops once nobody holds it.
 
     Raises:
         RefusedError: it did not come up; the message says where its log is.
@@ -118,7 +122,8 @@ def start_runner(lab: Lab, *, wait_seconds: float = 8.0) -> Runner:
         if runner.mode == "draining":
             set_mode(lab.store, runner.id, "open")
 
-    child = spawn_module("gpu_runner", [str(lab.folder)], log=lab.log("runner"))
+    owned = [] if owner is None else ["--owner", str(owner)]
+    child = spawn_module("gpu_runner", [str(lab.folder), *owned], log=lab.log("runner"))
     deadline = time.monotonic() + wait_seconds
     while time.monotonic() < deadline:
         for runner in alive_runners(lab):

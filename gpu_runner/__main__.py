@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from db.errors import LabError
 from db.lab import Lab, lab_folder
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu_runner", description="The GPU runner of a lab.")
     parser.add_argument("lab", nargs="?", help="the lab's folder; BLUEBERRY_LAB or ~/.blueberry by default")
     parser.add_argument("--register", action="store_true", help="write down what cards are here, and exit")
+    parser.add_argument("--owner", type=Path, metavar="FILE", help="stop once no process holds the lock on this file")
     options = parser.parse_args(arguments)
 
     logging.Formatter.converter = time.gmtime
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return 0
 
-        ending = drive(lab, cards, nvml)
+        ending = drive(lab, cards, nvml, owner=options.owner)
     except LabError as error:
         _LOG.error("%s", error)
         return 1

@@ -4,6 +4,8 @@
     SIGHUP            read blueberry.toml anew; a file that cannot be used is told, and what held before stays
     SIGUSR1           start anew in place, with new code: the children train on, and are adopted
 
+A daemon with an owner, such as `blueberry reproduce`, stops as by SIGTERM when that is gone, whatever killed it.
+
 A card that another process drives is left to it. What goes wrong with one card (a full disk, a lost card) is tried
 again with growing pauses, and leaves the other cards alone.
 """
@@ -19,6 +21,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
+from pathlib import Path
 from typing import NoReturn
 
 from db.clock import Instant, now
@@ -26,7 +29,7 @@ from db.errors import LabError, NewerLabError, SettingsError
 from db.events import add_event
 from db.lab import Lab
 from db.logs import OwnLog
-from db.processes import FileLock, catch_signals, has_ended, hold_signals, list_children
+from db.processes import FileLock, catch_signals, has_ended, hold_signals, is_locked, list_children
 from db.runners import list_runners
 from gpu_runner.card import Card
 from gpu_runner.child import LOCK_SECONDS
@@ -137,8 +140,12 @@ class Seat:
         self.lab.close()
 
 
-def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
-    """Drives the cards that nobody else drives. Does not return where the program starts anew."""
+def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml, *, owner: Path | None = None) -> Ending:
+    """Drives the cards that nobody else drives. Does not return where the program starts anew.
+
+    Args:
+        owner: a lock file; when nobody holds it, the daemon stops.
+    """
     with ExitStack() as stack, catch_signals(*SIGNALS) as signals:
         seats = []
         for card in cards:
@@ -149,7 +156,7 @@ def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
                 _LOG.info("%s", _who_drives(lab, card))
 
         try:
-            ending = _loop(seats, signals, OwnLog(lab.log("runner")))
+            ending = _loop(seats, signals, OwnLog(lab.log("runner")), owner)
         except NewerLabError as error:
             _LOG.warning("%s; starting anew, in case that this installation was updated", error)
             ending = Ending.RESTART
@@ -160,10 +167,14 @@ def drive(lab: Lab, cards: Sequence[Card], nvml: Nvml) -> Ending:
         return ending
 
 
-def _loop(seats: list[Seat], signals: list[int], log: OwnLog) -> Ending:
+def _loop(seats: list[Seat], signals: list[int], log: OwnLog, owner: Path | None) -> Ending:
     inherited = list_children()  # of the program that this one took the place of
     while seats:
-        if signal.SIGTERM in signals or signal.SIGINT in signals:
+        orphaned = owner is not None and not is_locked(owner)
+        if orphaned:
+            _LOG.warning("nobody holds %s any more, so this runner stops as well", owner)
+
+        if orphaned or signal.SIGTERM in signals or signal.SIGINT in signals:
             _stop(seats)
             return Ending.DONE
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from moe.texts import BENCHMARKS, TEXTS
 from server.commands import as_commands
 from server.desk import FAILED, INTERRUPTED, Desk
 from server.follow import Watch
+from server.temporary import owned, temporary_folder
 from server.tools.report import report as report_verb
 
 PATIENCE_SECONDS = 60.0
@@ -75,18 +75,18 @@ def reproduce(desk: Desk, experiment: int, into: Path | None, anyway: bool) -> N
     for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends all of it, like Ctrl-C
         signal.signal(number, signal.default_int_handler)
 
-    with _other_lab(lab, experiment, into) as other:
-        reruns = queue_again(lab, other, experiment, register(other, wait_seconds=PATIENCE_SECONDS))
-        desk.console.print(f"running {len(reruns)} runs of experiment {experiment} again in {other.folder}")
-        start_runner(other, wait_seconds=PATIENCE_SECONDS)
+    with _other_lab(lab, experiment, into) as other, owned(other.folder) as owner:
         try:
+            reruns = queue_again(lab, other, experiment, register(other, wait_seconds=PATIENCE_SECONDS))
+            desk.console.print(f"running {len(reruns)} runs of experiment {experiment} again in {other.folder}")
+            start_runner(other, wait_seconds=PATIENCE_SECONDS, owner=owner)
             with Watch(other, desk.console) as watch:
                 watch.until(lambda: all(get_run(other.store, item.again).status in ENDED_RUN for item in reruns))
         except KeyboardInterrupt:
             raise desk.fail(f"stopped, and what it had begun with it; {_left(into)}", INTERRUPTED) from None
         finally:
             stop_runners(other)
-            kill_children()  # a mind process that was woken last would make a temporary folder anew
+            kill_children()  # a process that was begun last would make a temporary folder anew
 
         agreement = compare(lab, other, experiment, reruns, changes)
 
@@ -104,8 +104,8 @@ def _left(into: Path | None) -> str:
 @contextmanager
 def _other_lab(lab: Lab, experiment_id: int, into: Path | None) -> Iterator[Lab]:
     if into is None:
-        with tempfile.TemporaryDirectory(prefix="blueberry-reproduce-") as folder:
-            yield from _opened(lab, experiment_id, Path(folder))
+        with temporary_folder() as folder:
+            yield from _opened(lab, experiment_id, folder)
     elif (into / "lab.db").exists():
         raise RefusedError(f"{into} is a lab already, and runs that it knows would not be run again; name a new folder")
     else:

@@ -86,11 +86,19 @@ class Bench:
         self.hardware_class = register_runner(self.store, CARD.columns()).hardware_class
 
     def start(
-        self, *, key: str | None = None, standin: bool = True, variables: dict[str, str] | None = None
+        self,
+        *,
+        key: str | None = None,
+        owner: Path | None = None,
+        standin: bool = True,
+        variables: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Starts a daemon; its log is logs/runner.log. `key` makes it one of another card."""
+        """Starts a daemon; its log is logs/runner.log. `key` makes it one of another card, `owner` one that has one."""
         paths = [*([str(STANDIN)] if standin else []), str(LEAN), str(ROOT)]
         command = [sys.executable, "-m", "gpu_runner", str(self.lab.folder)]
+        if owner is not None:
+            command += ["--owner", str(owner)]
+
         if key is not None:
             command = [sys.executable, "-c", OTHER_DAEMON, str(self.lab.folder), key]
 

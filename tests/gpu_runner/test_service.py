@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from db.processes import FileLock
 from db.runners import list_runners, set_mode
 from tests.gpu_runner.conftest import fake_card
 
@@ -41,6 +42,22 @@ def test_restart_leaves_the_child_alone(bench: Bench) -> None:
     bench.until(lambda: not _zombies(daemon.pid), "the shim is reaped")
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(60) == 0
+
+
+def test_a_daemon_does_not_outlive_its_owner(bench: Bench) -> None:
+    key = bench.enqueue("wait")
+    with FileLock(bench.lab.lock("owner")) as owner:
+        assert owner.acquire()
+        daemon = bench.start(owner=owner.path)
+        bench.until_training(key)
+        daemon.send_signal(signal.SIGUSR1)  # it stays the owner's when it starts anew
+        bench.until_training(key, step=(bench.run(key).step or 0) + 20)
+        assert daemon.poll() is None
+
+    assert daemon.wait(60) == 0
+    assert bench.run(key).status == "queued"
+    assert list_runners(bench.store)[0].status == "stopped"
+    assert "so this runner stops as well" in bench.lab.log("runner").read_text()
 
 
 def test_configuration_is_read_anew_or_stays(bench: Bench) -> None:

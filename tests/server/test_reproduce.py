@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from agents.pairs import configs_of, run_values
 from agents.reproduction import Rerun
 from db.experiments import add_verdict, get_experiment
 from db.lab import Lab
+from db.processes import is_locked
 from db.queue import Outcome, add_run, get_run
 from db.records import Arm, Experiment
 from db.runners import list_runners
@@ -64,6 +68,7 @@ def test_real_runs_come_out_the_same_to_the_last_bit(tmp_path: Path) -> None:
         blueberry(lab.folder, "runner", "stop")
 
     interrupted(lab, tmp_path / "begun")
+    killed(lab, tmp_path / "temporary")
     done = blueberry(lab.folder, "reproduce", "1", "--into", str(tmp_path / "again"), "--json")
     assert done.returncode == 0, done.stderr + done.stdout
     said = json.loads(done.stdout)
@@ -99,6 +104,34 @@ def interrupted(lab: Lab, into: Path) -> None:
     other = Lab(into)
     assert list_runners(other.store)[0].status == "stopped"
     other.close()
+
+
+def killed(lab: Lab, temporary: Path) -> None:
+    """Whoever is killed leaves a daemon that stops by itself, and a folder that the next one takes away."""
+    temporary.mkdir()
+    command = [sys.executable, "-m", "server.cli", "--lab", str(lab.folder), "reproduce", "1"]
+    there = os.environ | {"TMPDIR": str(temporary)}
+    begin = partial(subprocess.Popen, command, cwd=ROOT, env=there, stdout=subprocess.PIPE, text=True)
+    with begin() as begun:
+        assert begun.stdout is not None
+        next(line for line in begun.stdout if "started" in line)
+        [folder] = temporary.iterdir()
+        begun.kill()
+
+    deadline = time.monotonic() + 120
+    while any(map(is_locked, (folder / "locks").iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    other = Lab(folder)
+    assert list_runners(other.store)[0].status == "stopped"
+    other.close()
+    with begin() as begun:
+        assert begun.stdout is not None
+        next(line for line in begun.stdout if "running 2 runs" in line)
+        assert folder not in temporary.iterdir()
+        begun.send_signal(signal.SIGTERM)
+
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.fixture
