@@ -139,7 +139,10 @@ def _of_score(experiment: Experiment, seed: int, side: str, run: Run, stage: Sta
 
     overlap = score.get("train_overlap")
     if overlap is not None and overlap > OVERLAP:
-        yield f"{overlap:.0%} of the text that scores {where} is in the training text"
+        yield (
+            f"{overlap:.0%} of the sentences that score {where} are in its training text too, more than {OVERLAP:.0%}; "
+            "take copies out of the corpus and give it a new name (docs/corpora.md)"
+        )
 
     if problem := _budget_problem(run, score):
         yield f"{where} {problem}"

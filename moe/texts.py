@@ -205,7 +205,7 @@ def _record(record: dict[str, Any], topic: str, where: str) -> Document:
     text, own = record.get("text"), record.get("topic")
     if not isinstance(text, str):
         fields = ", ".join(record) or "nothing"
-        raise CorpusError(f'{where} has no "text" that is a string (it has {fields}); call the field of the text so')
+        raise CorpusError(f'{where} has no "text" that is a string (it has {fields}); rename that field')
 
     if not isinstance(own, str | None):
         raise CorpusError(f'{where} has a "topic" that is no string')

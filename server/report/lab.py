@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from db.clock import utc_now
 from db.draw import Effect, draw_forest
@@ -12,7 +13,7 @@ from moe.config import KNOBS
 from server.report.champions import champions
 from server.report.document import Block, Document, Finding, Heading, Paragraph, Picture, Table
 from server.report.foretelling import foretelling
-from server.report.methods import METHODS, baselines, error_control, versions
+from server.report.methods import METHODS, baseline_of, baselines, error_control, versions
 from server.report.numbers import cost, difference, e_value, effect_of, level, span
 
 IN_A_FOREST = 40
@@ -38,19 +39,40 @@ def lab_document(found: ReportedLab) -> Document:
     )
 
 
-def forests(found: ReportedLab) -> dict[str, list[Effect]]:
-    """The effects by metric, best first; those of shorter screenings are no effects on the same scale."""
-    by_metric: dict[str, list[tuple[float, Effect]]] = {}
-    for line in found.lines:
-        row = effect_of(line.verdict, f"{line.experiment.id} {line.experiment.title}")
-        if row is not None and line.verdict.share == 1.0:
-            gain = -row.effect if line.experiment.direction == "lower" else row.effect
-            by_metric.setdefault(line.verdict.metric, []).append((gain, row))
+@dataclass(frozen=True, kw_only=True)
+class Forest:
+    """Effects on one metric against one baseline, best first: what may be compared with each other."""
 
-    return {
-        metric: [row for _, row in sorted(rows, key=lambda item: -item[0])[:IN_A_FOREST]]
-        for metric, rows in by_metric.items()
-    }
+    name: str
+    metric: str
+    baseline: str
+    rows: list[Effect]
+
+
+def forests(found: ReportedLab) -> list[Forest]:
+    """The effects by metric and baseline; those of shorter screenings are no effects on the same scale."""
+    drawn = []
+    for number, ((metric, baseline), lines) in enumerate(_groups(found.lines).items(), start=1):
+        rows = [
+            row
+            for line in lines
+            if line.verdict.share == 1.0
+            and (row := effect_of(line.verdict, f"{line.experiment.id} {line.experiment.title}")) is not None
+        ]
+        better = -1.0 if lines[0].experiment.direction == "lower" else 1.0
+        best_first = sorted(rows, key=lambda row, better=better: -better * row.effect)[:IN_A_FOREST]
+        if rows:
+            drawn.append(Forest(name=f"forest-{number}", metric=metric, baseline=baseline, rows=best_first))
+
+    return drawn
+
+
+def _groups(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in sorted(lines, key=_place):
+        groups.setdefault((line.verdict.metric, baseline_of(line.experiment)), []).append(line)
+
+    return groups
 
 
 def summary(found: ReportedLab) -> str:
@@ -72,18 +94,45 @@ def _findings(found: ReportedLab) -> Iterator[Block]:
     yield error_control(found.families)
     for line in sorted(found.lines, key=_place):
         if line.verdict.verdict in ("improved", "improved but not causal"):
-            yield Finding(word=line.verdict.said, sentence=f"{line.verdict.sentence} (experiment {line.experiment.id})")
+            compared = f" (experiment {line.experiment.id}; compared with {baseline_of(line.experiment)})"
+            yield Finding(word=line.verdict.said, sentence=line.verdict.sentence + compared)
+
+    if left := _left(found):
+        yield Paragraph(text=left)
+
+
+def _left(found: ReportedLab) -> str | None:
+    """What a screening saw as a gain and did not confirm, because that would take too many pairs or was left out."""
+    keys = [
+        line.experiment.id
+        for line in found.lines
+        if line.verdict.stage == "screen" and line.verdict.said == "not promising" and _better(line)
+    ]
+    if not keys:
+        return None
+
+    several = "experiments" if len(keys) > 1 else "experiment"
+    return (
+        "Seen as better by the whole interval of the screening, and not confirmed (each verdict says why, such as that "
+        f"it takes more than max_pairs): {several} {', '.join(map(str, sorted(keys)))}. That claims nothing; "
+        "`blueberry enqueue --confirm ID` has one confirmed."
+    )
+
+
+def _better(line: Line) -> bool:
+    low, high = line.verdict.low, line.verdict.high
+    return (high is not None and high < 0.0) if line.experiment.direction == "lower" else bool(low and low > 0.0)
 
 
 def _forests(found: ReportedLab) -> Iterator[Block]:
-    for metric, rows in forests(found).items():
-        picture = draw_forest(rows)
+    for forest in forests(found):
+        picture = draw_forest(forest.rows)
         if picture is not None:
             yield Picture(
-                name=f"forest-{metric}",
+                name=forest.name,
                 svg=picture,
-                caption=f"Treatment less baseline, in {metric}, best first, with 95 % intervals. "
-                "Shaded: one noise floor.",
+                caption=f"Treatment less baseline ({forest.baseline}), in {forest.metric}, best first, with 95 % "
+                "intervals. Shaded: one noise floor.",
             )
 
 
@@ -92,11 +141,14 @@ def _table(found: ReportedLab) -> Iterator[Block]:
         return
 
     yield Heading(text="All experiments with a verdict")
-    lines = sorted(found.lines, key=_place)
-    for metric in dict.fromkeys(line.verdict.metric for line in lines):
+    groups = _groups(found.lines)
+    for (metric, baseline), lines in groups.items():
+        if len(groups) > 1:
+            yield Paragraph(text=f"{metric}, compared with {baseline}:")
+
         yield Table(
             columns=("#", "experiment", "change", "verdict", metric, "expected", "floor", "pairs", "e-value"),
-            rows=[_row(line) for line in lines if line.verdict.metric == metric],
+            rows=[_row(line) for line in lines],
             numbers=5,
         )
 

@@ -42,7 +42,7 @@ def write_report(lab: Lab, experiment_id: int | None, *, images: bool = True) ->
         if experiment_id is None:
             of_lab = read_lab(store)
             document = lab_document(of_lab)
-            plots = {f"forest-{metric}": (rows, metric) for metric, rows in forests(of_lab).items()}
+            plots = {forest.name: (forest.rows, forest.metric) for forest in forests(of_lab)}
             curves = []
             trees = [lineage.steps for lineage in of_lab.lineages]
         else:

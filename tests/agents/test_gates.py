@@ -35,7 +35,7 @@ def scored(**changes: Any) -> Scorer:
         ({"corpus_sha256": "abd"}, "differ in the text"),
         ({"code": "tampered"}, "was scored by another moe/ than the one that it was queued for"),
         ({"split": "val"}, "was scored on val, a confirmation counts on the sealed test split alone"),
-        ({"train_overlap": 0.5}, "50% of the text that scores"),
+        ({"train_overlap": 0.5}, "50% of the sentences that score"),
         ({"train_tokens": 10}, "was trained on 10 tokens, not on the"),
     ],
 )

@@ -24,6 +24,7 @@ from db.queue import Outcome, Point, claim_run, finish_attempt, ingest
 from db.records import Arm, Experiment
 from db.reporting import mean_curve
 from db.runners import list_runners
+from moe.presets import PRESETS
 from tests.server.conftest import ROOT, put_experiment, put_run
 from tests.server.test_cli import answer, do, verdict_of
 
@@ -225,3 +226,19 @@ def test_the_page_renders_in_a_browser(found: Lab, tmp_path: Path) -> None:
     )
     assert SENTENCE in done.stdout
     assert (tmp_path / "page.png").stat().st_size > 50_000
+
+
+def test_effects_against_different_baselines_stand_apart_and_what_was_left_is_named(lab: Lab) -> None:
+    for tokens in (20_480, 102_400):
+        experiment = put_experiment(lab, baseline={**PRESETS["nano"].model_dump(), "budget_tokens": tokens})
+        add_verdict(
+            lab.store,
+            verdict_of(experiment.id) | {"verdict": "no evidence yet", "stage": "screen", "screening": "not promising"},
+        )
+
+    made = answer(lab, "report")
+    text = Path(made["markdown"]).read_text()
+    assert "val_bpb, compared with preset nano:\n" in text
+    assert "val_bpb, compared with preset nano with budget_tokens 102400:\n" in text
+    assert sorted(set(re.findall(r"\((forest-.+?\.svg)\)", text))) == ["forest-1.svg", "forest-2.svg"]
+    assert "more than max_pairs): experiments 1, 2." in text
