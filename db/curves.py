@@ -65,6 +65,28 @@ def completed_curve(store: Store, run_id: int) -> list[float | None]:
     return [] if attempt_id is None else attempt_curve(store, attempt_id)
 
 
+def curve_note(store: Store, run: Run) -> str | None:
+    """On how much text val_bpb along a run's curve is measured, and on how much its score; None for equal text, or
+    before there is a curve."""
+    row = store.row(
+        """
+        SELECT max(CASE metric_names.name WHEN 'val_bpb' THEN 1 END) AS has_curve,
+               max(CASE metric_names.name WHEN 'val_tokens' THEN metrics.value END) AS tokens
+        FROM metrics JOIN metric_names ON metric_names.id = metrics.name_id
+        WHERE metrics.attempt_id = (SELECT max(id) FROM attempts WHERE run_id = ?)
+          AND metric_names.name IN ('val_bpb', 'val_tokens')
+        """,
+        (run.id,),
+    )
+    score = run.score or {}
+    tokens, split = score.get("tokens", run.config.get("eval_tokens")), "test" if run.purpose == "confirm" else "val"
+    if row is None or not row["has_curve"] or tokens is None or (row["tokens"] == tokens and split == "val"):
+        return None
+
+    part = "part" if row["tokens"] is None else f"{row['tokens']:,.0f} tokens"
+    return f"val_bpb along the curve: {part} of val; the score: {tokens:,} tokens of {split}"
+
+
 def class_curves(store: Store, run: Run) -> list[list[list[float]]]:
     """The curves of all completed runs of the same size, text, budget and hardware class; one group an equal config.
 

@@ -14,6 +14,7 @@ from typing import Any
 from db.cards import experiment_kwh, lab_kwh
 from db.champions import Combination, list_combinations
 from db.comparisons import Pair, pairs
+from db.curves import curve_note
 from db.experiments import get_experiment, latest_verdict
 from db.foretelling import Foretold, read_foretold
 from db.hypotheses import get_hypothesis
@@ -43,9 +44,10 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """One metric of both arms: a line a seed, and the mean over seeds."""
+    """One metric of both arms: a line a seed, and the mean over seeds; `note` says where a score is something else."""
 
     metric: str
+    note: str | None
     seeds: dict[str, list[list[CurvePoint]]]
     mean: dict[str, list[CurvePoint]]
 
@@ -264,7 +266,14 @@ def _curves(store: Store, metric: str, found: Sequence[Pair]) -> Curves:
         "treatment": [pair.treatment for pair in found],
     }
     seeds = {arm: [line for run in runs if run and (line := _line(store, run, metric))] for arm, runs in arms.items()}
-    return Curves(metric=metric, seeds=seeds, mean={arm: mean_curve(lines) for arm, lines in seeds.items()})
+    ended = [run for pair in found for run in (pair.baseline, pair.treatment) if run is not None]
+    notes = [note for run in ended if (note := curve_note(store, run))] if metric == "val_bpb" else []
+    return Curves(
+        metric=metric,
+        note=notes[0] if notes else None,
+        seeds=seeds,
+        mean={arm: mean_curve(lines) for arm, lines in seeds.items()},
+    )
 
 
 def _line(store: Store, run: Run, metric: str) -> list[CurvePoint]:

@@ -207,7 +207,7 @@ class Trainer:
             if evals_due > self.evals_done and self.team.leads:
                 n_tokens = min(PROGRESS_TOKENS, self.config.eval_tokens)
                 score = score_tokens(self.scored_model, self.data, "val", n_tokens, self.device)
-                values["val_bpb"] = score.bits_per_byte
+                values["val_bpb"], values["val_tokens"] = score.bits_per_byte, float(score.tokens)
                 if (stability := self.stability.look(self.scored_model)) is not None:
                     values["router_stability"] = stability
 

@@ -70,7 +70,9 @@ def blueberry(folder: str | None) -> None:
 @click.option("--method", default="", help="What is changed, what stays equal.")
 @click.option("--source", help="Paper or document that it is from.")
 @knobs_option
-@click.option("--metric", help="What to judge by, such as benchmark_NAME of a text set; val_bpb by default.")
+@click.option(
+    "--metric", help="What to judge by, such as benchmark_NAME of a text set; by default the lab's (val_bpb)."
+)
 @click.option("--equal-flops", is_flag=True, help="Compare at equal training FLOPs, not at equal tokens.")
 @click.option("--add-to-queue", is_flag=True, help="Also review them, and queue those that are approved.")
 def suggest(

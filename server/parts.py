@@ -9,6 +9,7 @@ from db.budget import reached
 from db.cards import run_kwh
 from db.champions import list_champions
 from db.clock import utc_now
+from db.curves import curve_note
 from db.experiments import get_experiment, latest_review, latest_verdict, list_experiments, list_insights
 from db.formats import cut
 from db.lab import Lab
@@ -104,6 +105,8 @@ class ExperimentView(View):
     runs_truncated: bool
     curves: dict[str, Curve]
     """val_bpb of each training run as [step, value], by "arm seed run-id" """
+    curve_note: str | None
+    """on how much text val_bpb along these curves is measured, and the scores; null: on the same"""
 
 
 class RunView(View):
@@ -123,6 +126,8 @@ class RunView(View):
     kwh: float | None
     """energy of all attempts; null: nothing measured it, as on a CPU"""
     curves: dict[str, Curve]
+    curve_note: str | None
+    """on how much text val_bpb along the curve is measured, and the score; null: on the same"""
     log_tail: str | None
 
 
@@ -218,6 +223,7 @@ def experiment_view(lab: Lab, experiment_id: int, limit: int) -> ExperimentView:
             f"{run.arm} {run.seed} run-{run.run_id}": curve_points(curve(lab.store, run.run_id, "val_bpb", points=6))
             for run in trained[:12]
         },
+        curve_note=curve_note(lab.store, get_run(lab.store, trained[-1].run_id)) if trained else None,
     )
 
 
@@ -237,6 +243,7 @@ def run_view(lab: Lab, run_id: int) -> RunView:
         lost=run.lost,
         kwh=rounded(run_kwh(lab.store, run_id)),
         curves={name: curve_points(curve(lab.store, run_id, name, points=25)) for name in names},
+        curve_note=curve_note(lab.store, run),
         log_tail=run.log_tail[-2000:] if run.log_tail else None,
     )
 

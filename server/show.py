@@ -359,6 +359,9 @@ def _run(view: RunView) -> list[RenderableType]:
         shown = ", ".join(f"{step}: {value:.4f}" for step, value in points if value is not None)
         parts.append(Text(f"{name}: {shown}"))
 
+    if view.curve_note:
+        parts.append(Text(view.curve_note, style="dim"))
+
     return [*parts, Text(view.log_tail, style="dim")] if view.log_tail else parts
 
 

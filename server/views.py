@@ -152,7 +152,7 @@ class RunLine(View):
     step: int | None
     steps: int | None
     val_bpb: float | None
-    """bits per byte on held-out text; lower is better"""
+    """bits per byte on held-out text, lower is better; until a run is completed its curve's last, over less text"""
     seconds_left: float | None
     disturbance: str | None
     """what made it a worse measurement: a throttled card, one that others used too, memory errors; null: nothing"""

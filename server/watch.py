@@ -15,11 +15,13 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from db.curves import curve_note
 from db.errors import LabUnusableError
 from db.events import events_after, latest_event_id
 from db.lab import Lab
 from db.order import head_of_line
 from db.queries import GpuReading, RunProgress, curve, gpu_readings, overview
+from db.queue import get_run
 from server.commands import as_commands
 from server.desk import Desk
 from server.show import duration, event_text, place_text, queue_line
@@ -42,6 +44,7 @@ class WatchedRun(BaseModel):
     progress: RunProgress
     train_loss: list[float | None]
     val_bpb: list[float | None]
+    curve_note: str | None
 
 
 class WatchedCard(BaseModel):
@@ -95,6 +98,7 @@ def look(lab: Lab) -> Frame:
                 progress=run,
                 train_loss=[point.value for point in curve(lab.store, run.run_id, "train_loss", points=_POINTS)],
                 val_bpb=[point.value for point in curve(lab.store, run.run_id, "val_bpb", points=_POINTS)],
+                curve_note=curve_note(lab.store, get_run(lab.store, run.run_id)),
             )
             for run in seen.running
         ],
@@ -199,6 +203,9 @@ def _run(run: WatchedRun, room: int) -> list[Text]:
 
     if run.val_bpb:
         lines.append(_curve("val_bpb", run.val_bpb, "{:.4f}", room, "magenta"))
+
+    if run.curve_note:
+        lines.append(Text(run.curve_note, style="dim"))
 
     return lines
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from db import comparisons, queries
 from db.cards import experiment_kwh, run_kwh
+from db.curves import curve_note
 from db.draw import Series, common_reach, draw_curves, draw_interval, widest
 from db.experiments import get_experiment, latest_verdict, list_insights
 from db.formats import span
@@ -81,6 +82,7 @@ class SeedResult:
     treatment: Run | None
     difference: float | None
     pictures: list[Markup]
+    curve_note: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class RunPage:
     run: Run
     used_by: list[dict[str, Any]]
     pictures: list[Markup]
+    curve_note: str | None
     attempts: list[Attempt]
     kwh: float | None
     differs: list[Change]
@@ -177,6 +180,7 @@ def read_run(path: Path, run_id: int) -> RunPage:
         pictures = [
             draw_curves(name, [Series(name="run", points=queries.curve(store, run_id, name))])
             for name in sorted(names, key=lambda name: (name not in CURVES, name))
+            if name != "val_tokens"  # said in words
         ]
         return RunPage(
             run=run,
@@ -189,6 +193,7 @@ def read_run(path: Path, run_id: int) -> RunPage:
                 (run_id,),
             ),
             pictures=[picture for picture in pictures if picture is not None],
+            curve_note=curve_note(store, run),
             attempts=[
                 Attempt.of(row)
                 for row in store.rows("SELECT * FROM attempts WHERE run_id = ? ORDER BY id DESC LIMIT 20", (run_id,))
@@ -234,6 +239,7 @@ def _seed_result(store: Store, experiment: Experiment, pair: comparisons.Pair) -
         treatment=pair.treatment,
         difference=pair.difference(experiment.metric),
         pictures=[picture for picture in pictures if picture is not None],
+        curve_note=None if pair.treatment is None else curve_note(store, pair.treatment),
     )
 
 

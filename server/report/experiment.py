@@ -187,7 +187,7 @@ def _curves(found: Reported) -> Iterator[Block]:
             yield Picture(
                 name=f"curve-{item.metric}",
                 svg=picture,
-                caption=f"{item.metric} during training: {key}.",
+                caption=f"{item.metric} during training: {key}." + (f" {item.note}." if item.note else ""),
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from db.clock import utc_now
 from db.draw import Effect, draw_forest
@@ -59,10 +60,11 @@ def forests(found: ReportedLab) -> list[Forest]:
             if line.verdict.share == 1.0
             and (row := effect_of(line.verdict, f"{line.experiment.id} {line.experiment.title}")) is not None
         ]
-        better = -1.0 if lines[0].experiment.direction == "lower" else 1.0
-        best_first = sorted(rows, key=lambda row, better=better: -better * row.effect)[:IN_A_FOREST]
+        best_first = sorted(rows, key=attrgetter("effect"), reverse=lines[0].experiment.direction == "higher")
         if rows:
-            drawn.append(Forest(name=f"forest-{number}", metric=metric, baseline=baseline, rows=best_first))
+            drawn.append(
+                Forest(name=f"forest-{number}", metric=metric, baseline=baseline, rows=best_first[:IN_A_FOREST])
+            )
 
     return drawn
 

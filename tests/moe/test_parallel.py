@@ -56,7 +56,7 @@ def test_two_processes_train_what_one_does(data_dir: Path, tmp_path: Path) -> No
         alone = _seen(_float64(config, data_dir, Team()))
         for name, expected in alone.items():
             torch.testing.assert_close(first[case][name], expected, rtol=1e-9, atol=1e-12, msg=f"{case} {name}")
-            if name not in ("val_bpb", "router_stability"):  # the first process alone evaluates
+            if name not in ("val_bpb", "val_tokens", "router_stability"):  # the first process alone evaluates
                 assert torch.equal(first[case][name], second[case][name]), (case, name)
 
 

@@ -58,6 +58,12 @@ def test_experiment_page_holds_the_whole_of_it(browse: httpx.Client, sample: Sam
     assert "run 1 (train, seed 0) completed, val_bpb 2.6200" in text
 
 
+def test_pages_say_over_how_much_text_a_curve_is(browse: httpx.Client) -> None:
+    said = "val_bpb along the curve: 8,192 tokens of val; the score: 65,536 tokens of val"
+    assert said in browse.get("/lab/runs/1").text
+    assert said in browse.get("/lab/experiments/1").text
+
+
 def test_run_page_shows_the_tables_of_a_score(browse: httpx.Client) -> None:
     text = _text(browse.get("/lab/runs/1"))
     assert "bpb_by_topic bpb bytes Arts 2.5 1044 History 2.25 812" in text

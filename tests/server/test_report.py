@@ -106,6 +106,7 @@ def test_the_report_of_an_experiment_says_what_its_rows_say(found: Lab) -> None:
     assert "| 1000001 | confirmation |  | 2.1000 | 2.0787 | −0.0213 |" in text
     assert "| lr | schedule | AdamW, arXiv:1711.05101 | 0.01 | 0.001 |" in text
     assert "arXiv:2409.19913" in text
+    assert "val_bpb along the curve: part of val; the score: 4,096 tokens of test." in text
     assert "which is the lab's whole life, 2 hypotheses were registered; claimed: 1 improved." in text
     assert "cpu-2-fp32" in text
     for picture in re.findall(r"\]\((.+?\.svg)\)", text):

@@ -40,7 +40,7 @@ def train(lab: Lab) -> int:
         Point(step=step, tokens=step * 1000, seconds=step * 0.5, values={"train_loss": 5.0 - step / 10})
         for step in range(1, 11)
     ]
-    points.append(Point(step=10, tokens=10_000, seconds=5.0, values={"val_bpb": 2.25}))
+    points.append(Point(step=10, tokens=10_000, seconds=5.0, values={"val_bpb": 2.25, "val_tokens": 2048.0}))
     ingest(lab.store, claim.attempt, points, 0, now(), lease_seconds=30.0)
     for utilization in (20.0, 100.0):
         sample = GpuSample(
@@ -68,6 +68,7 @@ def test_a_frame_shows_cards_curves_and_what_is_left(lab: Lab) -> None:
         "4.0000",
         "val_bpb     ▁",
         "2.2500",
+        "val_bpb along the curve: 2,048 tokens of val; the score: 4,096 tokens of val",
         "not running, 71 °C, 65 W, 3.0 GiB, slowed: heat, shared with 1 other process",
         "busy        ▁█",
         "100 %",
