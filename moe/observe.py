@@ -35,7 +35,7 @@ from moe.standin import stand_in
 
 TOLERANCE = 1e-9  # relative; rounding in float64 stays below 1e-12 here
 UPDATES = 4  # Adam's first update has nearly no scale: clipping and betas show from the second on
-CLOCK_POINTS = 1000
+CLOCK_POINTS, MOST_STEPS = 1000, 100_000  # of a schedule that are looked at
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ def _batches(config: Config, small: Config, setting: Setting) -> Iterator[tuple[
 
 
 def _steps(config: Config) -> Iterator[tuple[float, int, int]]:
-    """Learning rate, batch size and pieces of every step, or of CLOCK_POINTS instants of a budget in seconds."""
-    position = Position()
+    """Learning rate, batch size and pieces of every step, or of every so many: CLOCK_POINTS of a budget in seconds."""
+    position, stride = Position(), 1 if config.steps is None else -(-config.steps // MOST_STEPS)
     while size := batch_at(config, position):
         yield learning_rate(config, progress_at(config, position)), size, pieces_at(config, position)
         if config.budget_seconds is None:
-            position = Position(sequences=position.sequences + size)
+            position = Position(sequences=position.sequences + size * stride)
         else:
             position = Position(seconds=position.seconds + config.budget_seconds / CLOCK_POINTS)
 

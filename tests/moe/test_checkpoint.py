@@ -172,7 +172,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_budget_in_seconds_goes_on(make_run:
     with subprocess.Popen([sys.executable, "-m", "moe.train", str(first)]) as child:
         until(lambda: read_points(first))
         child.terminate()
-        assert child.wait(timeout=60) == -signal.SIGTERM
+        assert child.wait(timeout=300) == -signal.SIGTERM
 
     (checkpoint,) = checkpoints(first)
     left = read_points(first)[-1]

@@ -49,7 +49,7 @@ def test_two_processes_train_what_one_does(data_dir: Path, tmp_path: Path) -> No
     prepare(NANO, data_dir)
     with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as other:
         first = _train_as(0, data_dir, tmp_path)
-        assert other.wait(timeout=60) == 0
+        assert other.wait(timeout=300) == 0
 
     second = torch.load(tmp_path / "seen.pt", weights_only=True)
     for case, config in CASES.items():

@@ -95,6 +95,11 @@ def test_dead_knobs_are_named(probed: Probe, base: dict[str, Any], treatment: di
     assert {name for name, seen in acts.items() if not seen["acts"]} == dead
 
 
+def test_schedules_of_two_billion_steps_are_compared(probed: Probe) -> None:
+    acts = probed(apply(NANO, {"budget_tokens": 10**12}), {"warmup_fraction": 0.2, "beta1": 0.8})["acts"]
+    assert all(seen["acts"] for seen in acts.values())
+
+
 @pytest.mark.parametrize(
     ("base", "treatment"),
     [
