@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,9 @@ def test_a_config_can_be_costed_before_anything_runs(lab: Lab) -> None:
     assert cost["problems"] == []
     assert "where the time goes" in do(lab, "preflight").stdout
     assert answer(lab, "preflight", "--set", "num_experts=64")["problems"] != []
+    long = do(lab, "preflight", "--preset", "t4", "--set", "seq_len=8192").stdout
+    assert re.search(r"T4: peak memory +[2-9]\d\.\d+ GiB of 15, micro-batches of 24: too much; 1?\d would fit", long)
+    assert re.search(r"T4: a run +\d+ min of training", long)
     wrong = do(lab, "preflight", "--set", "num_expert=16")
     assert wrong.exit_code == 1
     assert "did you mean 'num_experts'" in wrong.stderr
