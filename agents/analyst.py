@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
-from db.experiments import final_verdicts, put_insight
+from db.experiments import Moved, moves_judged, put_insight
 from db.formats import places
 from db.lab import Lab
-from db.records import Experiment, Verdict
 from moe.config import KNOBS
 
 
@@ -26,31 +25,25 @@ class Move:
     metric: str
 
 
-def move_of(experiment: Experiment) -> Move | None:
-    """What a treatment of a single knob does; None for several knobs, whose effects cannot be told apart."""
-    if len(experiment.treatment) != 1:
-        return None
-
-    knob, value = next(iter(experiment.treatment.items()))
-    before = experiment.baseline.get(knob)
-    if knob in KNOBS and KNOBS[knob].type in ("int", "float") and before is not None and value is not None:
-        direction = "raised" if float(value) > float(before) else "lowered"
+def move_of(item: Moved) -> Move:
+    """Which way a verdict's knob was moved."""
+    is_ordered = item.knob in KNOBS and KNOBS[item.knob].type in ("int", "float")
+    if is_ordered and isinstance(item.before, int | float) and isinstance(item.after, int | float):
+        direction = "raised" if item.after > item.before else "lowered"
     else:
-        direction = f"set to {value}"
+        direction = f"set to {item.after}"
 
-    if experiment.equal_flops:
+    if item.equal_flops:
         direction += " at equal FLOPs"
 
-    return Move(knob=knob, direction=direction, preset=experiment.preset, metric=experiment.metric)
+    return Move(knob=item.knob, direction=direction, preset=item.preset, metric=item.metric)
 
 
 def learn(lab: Lab) -> int:
     """Brings the insights up to date with the final verdicts; returns how many changed."""
-    by_move: dict[Move, list[Verdict]] = defaultdict(list)
-    for experiment, verdict in final_verdicts(lab.store):
-        move = move_of(experiment)
-        if move is not None and verdict.verdict != "invalid":
-            by_move[move].append(verdict)
+    by_move: dict[Move, list[Moved]] = defaultdict(list)
+    for item in moves_judged(lab.store):
+        by_move[move_of(item)].append(item)
 
     changed = 0
     with lab.store.transaction():
@@ -66,18 +59,18 @@ def learn(lab: Lab) -> int:
                 statement=_statement(move, verdicts, effects),
                 verdict=_common(verdicts),
                 effect=fmean(effects) if effects else None,
-                verdict_ids=[verdict.id for verdict in verdicts],
+                verdict_ids=[verdict.verdict_id for verdict in verdicts],
             )
 
     return changed
 
 
-def _common(verdicts: list[Verdict]) -> str:
+def _common(verdicts: list[Moved]) -> str:
     words = {verdict.said for verdict in verdicts}
     return words.pop() if len(words) == 1 else "no evidence yet"
 
 
-def _statement(move: Move, verdicts: list[Verdict], effects: list[float]) -> str:
+def _statement(move: Move, verdicts: list[Moved], effects: list[float]) -> str:
     counts = Counter(verdict.said for verdict in verdicts)
     said = ", ".join(f"{word} in {count}" for word, count in counts.most_common())
     size = f"; mean effect on {move.metric} {_mean(verdicts, effects)}" if effects else ""
@@ -85,6 +78,6 @@ def _statement(move: Move, verdicts: list[Verdict], effects: list[float]) -> str
     return f"{move.knob} {move.direction} ({move.preset}): {said} of {len(verdicts)} experiment{plural}{size}."
 
 
-def _mean(verdicts: list[Verdict], effects: list[float]) -> str:
+def _mean(verdicts: list[Moved], effects: list[float]) -> str:
     mean, deviation = fmean(effects), max((item.noise for item in verdicts if item.noise is not None), default=None)
     return f"{mean:+,.{places(deviation, mean)}f}"

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from agents.analyst import learn
 from db.clock import now
 from db.comparisons import scored_pairs
 from db.experiments import experiments_to_judge, get_experiment, list_experiments, search_experiments
@@ -191,6 +192,7 @@ def measure(folder: Path, n: int) -> Iterator[tuple[str, float]]:
         "pairs of a noise floor",
         _time(lambda: scored_pairs(store, get_experiment(store, n // 2), "val_bpb", same_checkpoint=False)),
     )
+    yield "insights, nothing new", _time(lambda: learn(lab))
     yield "speed of the hardware", _time(lambda: flops_per_second(store, "cpu"))
     runner = get_runner(store, 1)
     yield "claim_run", _time(lambda: claim_run(store, runner, now(), lease_seconds=LEASE))

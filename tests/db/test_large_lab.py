@@ -21,6 +21,7 @@ from db.experiments import (
     list_experiments,
     mark_judged,
     move_experiment,
+    moves_judged,
 )
 from db.interactions import open_interaction
 from db.lab import Lab
@@ -69,7 +70,8 @@ ASKED: dict[str, Callable[[Lab, int], object]] = {
     "experiments to judge": lambda lab, n: experiments_to_judge(lab.store),
     "experiments approved": lambda lab, n: list_experiments(lab.store, status="approved"),
     "latest verdict": lambda lab, n: latest_verdict(lab.store, 1),
-    "verdicts that insights rest on": lambda lab, n: final_verdicts(lab.store, limit=20),
+    "verdicts of the optimizer": lambda lab, n: final_verdicts(lab.store, limit=20),
+    "verdicts that insights rest on": lambda lab, n: moves_judged(lab.store, limit=20),
     "speed of the hardware": lambda lab, n: flops_per_second(lab.store, "cpu"),
     "claim, ingest and finish": claim_and_ingest,
 }
