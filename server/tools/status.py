@@ -228,6 +228,12 @@ def _next_in_lab(seen: OverviewView) -> str:
     if seen.queued and not seen.running and alive and all(runner.state.startswith("paused") for runner in alive):
         return f"{seen.queued} runs wait and the runner is paused: run(action='resume')"
 
+    if seen.queued and not seen.running and not seen.up_next:
+        return (
+            f"none of the {seen.queued} waiting runs is for the runner that is alive: they were queued for other hardware "
+            "or another number of processes; set [runner] in blueberry.toml back and run(action='restart'), or cancel them"
+        )
+
     if seen.running or seen.queued:
         return "status(wait_seconds=20, since_event=event_id) waits for what happens next"
 
@@ -238,4 +244,5 @@ def _next_in_lab(seen: OverviewView) -> str:
     if counts.get("approved"):
         return f"{counts['approved']} experiments are approved: enqueue(experiment_ids=[...])"
 
-    return "suggest() brings new ideas"
+    found = "report() writes down what was found; " if seen.verdicts else ""
+    return f"{found}suggest() brings new ideas"

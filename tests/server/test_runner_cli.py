@@ -14,7 +14,7 @@ import pytest
 from agents.hands import alive_runners, stop_runners
 from db.lab import Lab
 from db.runners import list_runners
-from tests.server.conftest import connect
+from tests.server.conftest import connect, put_experiment, put_run
 from tests.server.test_cli import answer, do
 
 
@@ -42,6 +42,8 @@ def test_runner_is_started_paused_restarted_and_drained(idle: Lab) -> None:
     with connect(idle.folder) as session:
         assert session.call("run")["done"].endswith("until run(action='resume')")
         assert session.call("run", action="resume")["done"].startswith("runner 1 is alive")
+        put_run(idle, put_experiment(idle).id)  # of a machine that is not this one
+        assert session.call("status")["next"].startswith("none of the 1 waiting runs is for the runner")
         session.call("run", action="drain")
 
     while alive_runners(idle):
