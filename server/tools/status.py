@@ -230,8 +230,9 @@ def _next_in_lab(seen: OverviewView) -> str:
 
     if seen.queued and not seen.running and not seen.up_next:
         return (
-            f"none of the {seen.queued} waiting runs is for the runner that is alive: they were queued for other hardware "
-            "or another number of processes; set [runner] in blueberry.toml back and run(action='restart'), or cancel them"
+            f"none of the {seen.queued} waiting runs is for the runner that is alive: they were queued for other "
+            "hardware or another number of processes; set [runner] in blueberry.toml back and run(action='restart'), "
+            "or cancel them"
         )
 
     if seen.running or seen.queued:
