@@ -177,7 +177,7 @@ def test_a_failure_without_a_hint_waits_a_little(lab: Lab, model: ScriptedModel)
     model.says(GOOD)
     started = time.monotonic()
     paint(lab)
-    assert 0.5 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 0.5
 
 
 def test_a_long_retry_after_is_not_waited_out(lab: Lab, model: ScriptedModel) -> None:
